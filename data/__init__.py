@@ -1,0 +1,6 @@
+"""Everything between text and token ids: the tokenizer, the chat template, the embedded world of facts."""
+
+from data.chat import encode_chat
+from data.tokenizer import Tokenizer
+
+__all__ = ["Tokenizer", "encode_chat"]

@@ -1,0 +1,312 @@
+"""
+A GPT in one file: the network that both stages train, its loss, and generation.
+
+Read it from top to bottom, in the order in which data meets it: token ids go through an embedding, then through
+n_layer blocks (attention, then a small MLP, each added onto a running sum called the residual stream), then through
+a linear layer that gives one score, a "logit", for every entry of the vocabulary.
+
+    model = GPT(GPTConfig(block_size=128, vocab_size=1024, n_layer=4, n_head=4, n_embd=192))
+    logits, loss = model(input_ids, labels=input_ids)         # training: labels may hold -100, "do not look here"
+    rows = model.generate([[1, 2, 3]], max_new_tokens=20)     # inference
+
+Where the ideas come from: the transformer (Vaswani et al. 2017, arXiv 1706.03762), the GPT-2 arrangement with the
+normalisation before each layer (Radford et al. 2019), rotary positions (Su et al. 2021, arXiv 2104.09864), normalised
+queries and keys (Henry et al. 2020, arXiv 2010.04245), the squared ReLU (So et al. 2021, arXiv 2109.08668).
+Letters in the comments on shapes: B rows of a batch, T positions, C = n_embd, H heads of D = C / H numbers,
+V = vocab_size, N positions that are scored.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+IGNORE_INDEX = -100  # a label with this value is not scored; the field's convention
+
+
+@dataclass
+class GPTConfig:
+    block_size: int = 128  # the longest context, in tokens
+    vocab_size: int = 1024
+    n_layer: int = 4
+    n_head: int = 4
+    n_embd: int = 192
+    dropout: float = 0.0
+
+
+def norm(x):
+    """Scale each vector of the last dimension to mean 0 and variance 1 (Ba et al. 2016, arXiv 1607.06450).
+
+    Without learned scales: the matrices that follow can learn them. (RMS normalisation would do as well, but
+    torch's runs the slower of the two on a CPU.)
+    """
+    return F.layer_norm(x, (x.size(-1),))
+
+
+def rotate(x, cos, sin):
+    """Rotary positions: turn pair i of a head's numbers by an angle of position * frequency_i.
+
+    After it, the product of a query and a key depends on their distance alone. x: (B, H, T, D); cos and sin:
+    (T, D/2), or (B, 1, T, D/2) where the rows of a batch stand at different positions.
+    """
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+def attend(q, k, v, mask, dropout):
+    """Each query takes the average of the values, weighted by how well their keys match it.
+
+    q: (B, H, T, D); k, v: (B, H, S, D); mask: bool, (T, S) or (B, 1, T, S), True where a query may look.
+    Returns (B, H, T, D).
+    """
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    # The same thing written out. On a CPU, at these sizes, it trains faster than torch's fused kernel.
+    scores = (q @ k.transpose(-2, -1)) * (1.0 / math.sqrt(q.size(-1)))  # (B, H, T, S)
+    weights = scores.masked_fill(~mask, float("-inf")).float().softmax(dim=-1).type_as(v)
+    return F.dropout(weights, dropout) @ v
+
+
+class Attention(nn.Module):
+    """Causal self-attention with n_head heads: the only place where positions exchange information."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.query = nn.Linear(config.n_embd, config.n_embd, bias=False)
+        self.key = nn.Linear(config.n_embd, config.n_embd, bias=False)
+        self.value = nn.Linear(config.n_embd, config.n_embd, bias=False)
+        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
+
+    def forward(self, x, rotary, mask, cache=None):
+        B, T, C = x.shape
+        split = lambda y: y.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, T, C) -> (B, H, T, D)
+        q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))
+        q, k = rotate(norm(q), *rotary), rotate(norm(k), *rotary)  # normalised, no score can run away
+        if cache is not None:
+            k, v = cache.append(k, v)  # the keys and values of all earlier positions come along
+        y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        return self.proj(y.transpose(1, 2).reshape(B, T, C))
+
+
+class MLP(nn.Module):
+    """Two matrices with a squared ReLU between them, at every position alone: where most facts come to be stored."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.up = nn.Linear(config.n_embd, 4 * config.n_embd, bias=False)
+        self.down = nn.Linear(4 * config.n_embd, config.n_embd, bias=False)
+
+    def forward(self, x):
+        return self.down(F.relu(self.up(x)).square())
+
+
+class Block(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.attention = Attention(config)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, rotary, mask, cache=None):
+        x = x + self.dropout(self.attention(norm(x), rotary, mask, cache))
+        x = x + self.dropout(self.mlp(norm(x)))
+        return x
+
+
+class Cache:
+    """The keys and values that one attention layer has computed so far, so that generating a token costs one position."""
+
+    def __init__(self):
+        self.k = self.v = None
+
+    def append(self, k, v):
+        """k, v: (B, H, T, D), the newest positions. Returns all of them so far, (B, H, S, D)."""
+        if self.k is not None:
+            k, v = torch.cat((self.k, k), dim=2), torch.cat((self.v, v), dim=2)
+        self.k, self.v = k, v
+        return k, v
+
+
+class CrossEntropy(torch.autograd.Function):
+    """-log softmax(logits)[target] for every row, and its derivative, softmax(logits) - onehot(target).
+
+    Works through a slice of rows at a time, so that only a slice is ever held in float32.
+    """
+
+    SLICE = 512  # rows
+
+    @staticmethod
+    def forward(ctx, logits, targets):
+        losses = torch.empty(len(targets), dtype=torch.float32, device=logits.device)
+        log_sums = torch.empty_like(losses)
+        for i in range(0, len(targets), CrossEntropy.SLICE):
+            rows = slice(i, i + CrossEntropy.SLICE)
+            z = logits[rows].float()
+            log_sums[rows] = z.logsumexp(dim=-1)  # subtracts the largest logit first, so e^z cannot overflow
+            losses[rows] = log_sums[rows] - z.gather(1, targets[rows, None]).squeeze(1)
+        ctx.save_for_backward(logits, targets, log_sums)
+        return losses
+
+    @staticmethod
+    def backward(ctx, grad_losses):
+        logits, targets, log_sums = ctx.saved_tensors
+        grad = torch.empty_like(logits)
+        for i in range(0, len(targets), CrossEntropy.SLICE):
+            rows = slice(i, i + CrossEntropy.SLICE)
+            p = (logits[rows].float() - log_sums[rows, None]).exp_()  # softmax
+            p.scatter_add_(1, targets[rows, None], p.new_full((len(p), 1), -1.0))  # minus one at the target
+            grad[rows] = p.mul_(grad_losses[rows, None])
+        return grad, None
+
+
+def cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="mean"):
+    """How surprised the model was, in nats: the negative log of the probability it gave to what came next.
+
+    logits: (N, V), any float dtype; targets: (N,) int64, already aligned (row i is scored against targets[i]).
+    Rows whose target is ignore_index count for nothing, in the loss and in the gradient.
+    reduction: "mean" over the rows that count, "sum", or "none" for (N,) losses. Returns float32.
+    With no row that counts, the mean is 0 and so is the gradient (0/0 would turn the whole run to NaN).
+    Raises ValueError for another reduction or for shapes that do not fit.
+    """
+    if logits.dim() != 2 or targets.shape != logits.shape[:1]:
+        raise ValueError(f"logits must be (N, V) and targets (N,), not {tuple(logits.shape)} and {tuple(targets.shape)}")
+    counts = targets != ignore_index
+    losses = CrossEntropy.apply(logits, targets.where(counts, 0)).where(counts, 0.0)
+    if reduction == "none":
+        return losses
+    if reduction == "sum":
+        return losses.sum()
+    if reduction == "mean":
+        return losses.sum() / counts.sum().clamp(min=1)
+    raise ValueError(f'reduction must be "mean", "sum" or "none", not {reduction!r}')
+
+
+class GPT(nn.Module):
+    def __init__(self, config):
+        """Raises ValueError if n_embd / n_head is not an even whole number or a size is not positive."""
+        super().__init__()
+        if min(config.block_size, config.vocab_size, config.n_layer, config.n_head, config.n_embd) < 1:
+            raise ValueError("block_size, vocab_size, n_layer, n_head and n_embd must be at least 1")
+        if config.n_embd % (2 * config.n_head):
+            raise ValueError(f"n_embd ({config.n_embd}) must be a multiple of twice n_head ({config.n_head})")
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.n_embd)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+        pairs = config.n_embd // config.n_head // 2
+        frequencies = 10000.0 ** (-torch.arange(pairs) / pairs)  # radians per position, fast to slow
+        angles = torch.arange(config.block_size)[:, None] * frequencies  # (block_size, D/2)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+        # Every block begins as the identity (its last matrix is zero) and every logit as 0: the first loss is ln(V).
+        for name, p in self.named_parameters():
+            if name.endswith(("proj.weight", "down.weight", "head.weight")):
+                nn.init.zeros_(p)
+            else:
+                nn.init.normal_(p, std=1.0 if name == "embed.weight" else config.n_embd**-0.5)
+
+    def hidden(self, input_ids, padding=None, caches=None):
+        """The residual stream after the last block. input_ids: (B, T) int64. Returns (B, T, C).
+
+        For generation: padding, (B,) int64, says how many positions at the left of each row are not text; caches,
+        one per layer, hold what came before input_ids.
+        """
+        B, T = input_ids.shape
+        past = caches[0].k.size(2) if caches and caches[0].k is not None else 0
+        S = past + T
+        if S > self.config.block_size:
+            raise ValueError(f"{S} positions do not fit a block_size of {self.config.block_size}")
+        t = torch.arange(past, S, device=input_ids.device)[:, None]  # (T, 1), the positions that look
+        s = torch.arange(S, device=input_ids.device)  # (S,), the positions looked at
+        mask = s <= t  # (T, S): causal, nobody looks ahead
+        rotary = self.cos[past:S], self.sin[past:S]  # (T, D/2) each
+        if padding is not None:
+            mask = mask & ((s >= padding[:, None, None]) | (s == t))  # (B, T, S); a pad sees itself, for a finite softmax
+            mask = mask[:, None]  # (B, 1, T, S)
+            positions = (t.squeeze(1) - padding[:, None]).clamp(min=0)  # (B, T): counted from a row's own first token
+            rotary = self.cos[positions][:, None], self.sin[positions][:, None]  # (B, 1, T, D/2) each
+
+        x = self.dropout(norm(self.embed(input_ids)))  # (B, T, C)
+        for i, block in enumerate(self.blocks):
+            x = block(x, rotary, mask, caches[i] if caches else None)
+        return norm(x)
+
+    def forward(self, input_ids, labels=None):
+        """Predict the next token at every position.
+
+        input_ids: (B, T) int64. labels: (B, T) int64, input_ids with -100 wherever the loss must not look, or None.
+        Returns (logits, loss). With labels: logits (N, V), one row for each target that counts, in row-major
+        order, and loss, their mean cross-entropy in nats. Without: logits (B, 1, V) of the last position, and None.
+        Raises ValueError if T exceeds block_size.
+        """
+        x = self.hidden(input_ids)
+        if labels is None:
+            return self.head(x[:, -1:]), None
+        targets = labels[:, 1:]  # The shift, here and only here: position t is scored against the label at t + 1.
+        counts = targets != IGNORE_INDEX
+        logits = self.head(x[:, :-1][counts])  # (N, V): where nothing is scored, nothing is projected
+        return logits, cross_entropy(logits, targets[counts])
+
+    @torch.inference_mode()
+    def generate(self, prompts, max_new_tokens, temperature=1.0, top_k=None, stop=None):
+        """Continue each prompt, all in one batch.
+
+        prompts: lists of token ids, of any lengths but 0. temperature: 0 takes the likeliest token every time;
+        otherwise logits are divided by it before sampling, from the top_k likeliest alone if that is given.
+        stop: a token id that ends a row (it is the row's last token), or None.
+        Returns a list of lists: the new ids of each row, without its prompt.
+        When a row outgrows block_size, its last half block is kept and the cache is filled again from it.
+        """
+        if any(len(p) == 0 for p in prompts):
+            raise ValueError("every prompt needs at least one token")
+        device, block_size = self.embed.weight.device, self.config.block_size
+        was_training = self.training
+        self.eval()
+        contexts = [list(p) for p in prompts]  # what each row still sees
+        new = [[] for _ in prompts]
+        active = list(range(len(prompts)))  # the rows that have not stopped
+        caches = None
+        for _ in range(max_new_tokens):
+            if not active:
+                break
+            for i in active:
+                if len(contexts[i]) > block_size:
+                    contexts[i] = contexts[i][-max(1, block_size // 2) :]
+                    caches = None
+            if caches is None or caches[0].k.size(2) == block_size:  # (re)fill: all rows, aligned at the right
+                longest = max(len(contexts[i]) for i in active)
+                rows = [[0] * (longest - len(contexts[i])) + contexts[i] for i in active]
+                padding = torch.tensor([longest - len(contexts[i]) for i in active], device=device)
+                caches = [Cache() for _ in self.blocks]
+            else:
+                rows = [contexts[i][-1:] for i in active]
+            x = self.hidden(torch.tensor(rows, device=device), padding, caches)[:, -1]  # (rows, C)
+            logits = self.head(x).float()  # (rows, V)
+            if temperature == 0:
+                tokens = logits.argmax(dim=-1).tolist()
+            else:
+                logits = logits / temperature
+                if top_k is not None:
+                    smallest = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
+                    logits = logits.masked_fill(logits < smallest, float("-inf"))
+                tokens = torch.multinomial(logits.softmax(dim=-1), 1).squeeze(1).tolist()
+            keep = []
+            for row, (i, token) in enumerate(zip(active, tokens)):
+                new[i].append(token)
+                contexts[i].append(token)
+                if token != stop:
+                    keep.append(row)
+            if len(keep) < len(active):  # rows that have stopped cost nothing more
+                active = [active[row] for row in keep]
+                padding = padding[keep]
+                for cache in caches:
+                    cache.k, cache.v = cache.k[keep], cache.v[keep]
+        self.train(was_training)
+        return new
