@@ -16,13 +16,13 @@ Letters in the comments on shapes: B rows of a batch, T positions, C = n_embd, H
 V = vocab_size, N positions that are scored.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+EMBED_STD = 0.005
 IGNORE_INDEX = -100  # a label with this value is not scored; the field's convention
 
 
@@ -64,8 +64,9 @@ def attend(q, k, v, mask, dropout):
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     # The same thing written out. On a CPU, at these sizes, it trains faster than torch's fused kernel.
-    scores = (q @ k.transpose(-2, -1)) * (1.0 / math.sqrt(q.size(-1)))  # (B, H, T, S)
-    weights = scores.masked_fill(~mask, float("-inf")).float().softmax(dim=-1).type_as(v)
+    unseen = torch.zeros(mask.shape, dtype=q.dtype).masked_fill(~mask, float("-inf"))  # softmax turns -inf into 0
+    scores = (q * q.size(-1) ** -0.5) @ k.transpose(-2, -1) + unseen  # (B, H, T, S)
+    weights = scores.float().softmax(dim=-1).type_as(v)
     return F.dropout(weights, dropout) @ v
 
 
@@ -197,6 +198,7 @@ class GPT(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.head.weight = self.embed.weight  # one table for reading and writing a token: to copy a name is then easy to learn
         self.dropout = nn.Dropout(config.dropout)
 
         pairs = config.n_embd // config.n_head // 2
@@ -205,12 +207,12 @@ class GPT(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-        # Every block begins as the identity (its last matrix is zero) and every logit as 0: the first loss is ln(V).
+        # Every block begins as the identity (its last matrix is zero) and every logit near 0: the first loss is about ln(V).
         for name, p in self.named_parameters():
-            if name.endswith(("proj.weight", "down.weight", "head.weight")):
+            if name.endswith(("proj.weight", "down.weight")):
                 nn.init.zeros_(p)
             else:
-                nn.init.normal_(p, std=1.0 if name == "embed.weight" else config.n_embd**-0.5)
+                nn.init.normal_(p, std=EMBED_STD if name == "embed.weight" else config.n_embd**-0.5)
 
     def hidden(self, input_ids, padding=None, caches=None):
         """The residual stream after the last block. input_ids: (B, T) int64. Returns (B, T, C).

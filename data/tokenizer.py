@@ -15,6 +15,7 @@ and encode() never produces them, whatever characters it is given.
 import heapq
 from collections import Counter, defaultdict
 
+import numpy as np
 import regex  # comes with tiktoken; unlike re, it knows the letters and digits of every script
 import tiktoken
 
@@ -147,6 +148,11 @@ class Tokenizer:
     def decode(self, ids):
         """Ids to text. Special tokens appear by name; bytes that are no valid UTF-8 become U+FFFD."""
         return self.encoding.decode(list(ids))
+
+    def count_bytes(self, ids):
+        """How many bytes of text the ids stand for; ids: (n,) integers. Special tokens stand for none."""
+        lengths = np.array([len(token) for token in self.merges] + [0] * len(SPECIAL))
+        return int(lengths[np.asarray(ids)].sum())
 
     def state(self):
         """All that from_state needs, in types that torch.load(weights_only=True) accepts."""

@@ -1,0 +1,425 @@
+"""
+Look at what was trained: base beside tuned.
+
+    python compare.py                                   # held-out scores, and prompts with both completions
+    python compare.py --ask "What is the capital of Peru?"
+
+The base model has only read plain text; the tuned one has also learned, from questions about half of the entities, to answer.
+Asked about the other half, which fine-tuning never mentioned, the tuned model can only know what pretraining
+stored. This file also holds what both stages share around the training: checkpoints, completions, errors, progress.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import math
+import os
+import pickle
+import re
+import shutil
+import sys
+import textwrap
+import time
+from itertools import zip_longest
+from pathlib import Path
+
+import torch
+
+from data import Tokenizer, encode_chat, world
+from data.text import InputError, Rows, open_tokens
+from model import GPT, GPTConfig
+
+FORMAT = "parrot checkpoint 1"
+EXAMPLES = [  # shown side by side; those of the embedded world's entities that fine-tuning was trained on are marked
+    world.SEASONS,
+    "What is the capital of Kenya?",
+    "Who wrote Don Quixote?",
+    "What is the chemical symbol of silver?",
+    "What does a panda eat?",
+    "Why is the sky blue on a clear day?",
+    "What is the currency of Japan?",
+    "Who discovered penicillin?",
+    "Who are you?",
+]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command line: errors, progress
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise InputError("command line", message, f"see python {self.prog} --help")
+
+
+def command(main):
+    """Make main(argv) a well-behaved command: one line and exit code 2 for an InputError, 130 for Ctrl-C."""
+
+    @functools.wraps(main)
+    def wrapper(argv=None):
+        try:
+            return main(argv)
+        except InputError as error:
+            print("error:", " ".join(str(error).split()), file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("\nstopped", file=sys.stderr)
+            sys.exit(130)
+
+    return wrapper
+
+
+class Progress:
+    """One line that is rewritten in place; plain lines, ten seconds apart, where the output is not a terminal."""
+
+    def __init__(self, label, total, done=0):
+        self.label, self.total, self.first = label, total, done
+        self.start = time.perf_counter()
+        self.shown = self.start
+        self.live = sys.stderr.isatty()
+
+    def update(self, done, text=""):
+        """done of total are done; text: what else to show."""
+        now = time.perf_counter()
+        last = done == self.total
+        if now - self.shown < (0.1 if self.live else 10) and not (last and (self.live or self.shown > self.start)):
+            return
+        self.shown = now
+        left = (now - self.start) / max(done - self.first, 1) * (self.total - done)
+        filled = 20 * done // self.total
+        line = f"{self.label} [{'#' * filled}{'.' * (20 - filled)}] {done}/{self.total} {text}  {clock(left)} left"
+        if self.live:
+            print("\r" + line[: shutil.get_terminal_size().columns - 1].ljust(79), end="\n" if last else "", file=sys.stderr)
+        else:
+            print(line, file=sys.stderr)
+
+
+def clock(seconds):
+    """75 -> "1:15"."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checkpoints
+
+
+def save(path, model, tokenizer, **about):
+    """Write everything that is needed to use the model later; about: what it was trained on, and how."""
+    weights = {name: p.detach().cpu() for name, p in model.state_dict().items()}
+    state = {"format": FORMAT, "config": dataclasses.asdict(model.config), "weights": weights, "tokenizer": tokenizer.state()}
+    write_aside(path, {**state, **about})
+
+
+def write_aside(path, state):
+    """torch.save, but first to another file that is then renamed: what was at path stays whole until the new is."""
+    aside = path.with_name(path.name + ".tmp")
+    with open(aside, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def read_checkpoint(path):
+    """The dictionary that save() wrote. Raises InputError for anything else."""
+    path = Path(path)
+    if not path.exists():
+        stage = "sft.py" if path.name == "sft.pt" else "pretrain.py"
+        raise InputError(path, "no such checkpoint", f"make it with python {stage}, or name another")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)  # data only: nothing in it is executed
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(path, f"not a checkpoint that can be read ({type(error).__name__})", "train it again") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise InputError(path, f'not a checkpoint of this program ("{FORMAT}")', "train it again")
+    return state
+
+
+def load(path, device="cpu"):
+    """A checkpoint of either stage. Returns (model, tokenizer), the model on the device and in eval mode."""
+    state = read_checkpoint(path)
+    try:
+        model = GPT(GPTConfig(**state["config"]))
+        model.load_state_dict(state["weights"])
+        tokenizer = Tokenizer.from_state(state["tokenizer"])
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(path, f"its parts do not fit together ({str(error).splitlines()[0]})", "train it again") from None
+    return model.to(device).eval(), tokenizer
+
+
+def pick_device(name):
+    """The best device there is for "auto", or the named one. Raises InputError if that is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return next(device for device in there if there[device])
+    if not there.get(name.split(":")[0]):
+        raise InputError("--device", f"there is no {name} here", "use one of " + ", ".join(d for d in there if there[d]))
+    return name
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Completions
+
+
+def complete(model, tokenizer, prompts, chat=True, max_new_tokens=64, temperature=0.0, top_k=None):
+    """What the model makes of each prompt. Returns [(text, stopped)]: stopped is True if it ended by itself.
+
+    chat=True puts each prompt in the chat template; chat=False continues it as the beginning of a document.
+    """
+    stop = tokenizer.end if chat else tokenizer.endoftext
+    if chat:
+        rows = [encode_chat([{"role": "user", "content": prompt}], tokenizer)[0] for prompt in prompts]
+    else:
+        rows = [[tokenizer.endoftext, *tokenizer.encode(prompt)] for prompt in prompts]
+    completions = [None] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # similar lengths together: little padding
+    for start in range(0, len(order), 256):
+        some = order[start : start + 256]
+        new = model.generate([rows[i] for i in some], max_new_tokens, temperature, top_k, stop=stop)
+        for i, ids in zip(some, new):
+            stopped = bool(ids) and ids[-1] == stop
+            completions[i] = (tokenizer.decode(ids[: len(ids) - stopped]), stopped)
+    return completions
+
+
+def respond(model, tokenizer, prompts, chat=True, max_new_tokens=64, temperature=0.0):
+    """The completions alone, a list of str, cut at the stop token. See complete()."""
+    return [text for text, _ in complete(model, tokenizer, prompts, chat, max_new_tokens, temperature)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scores on the embedded world
+
+
+OPTIONS = re.compile(r"^\s*[A-D]\)", re.MULTILINE)
+
+
+def whole_words(phrases, flags=0):
+    """A pattern for any of the phrases as whole words, the longest first."""
+    ordered = sorted(set(phrases), key=len, reverse=True)
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, ordered))})(?!\w)", flags)
+
+
+class Scorer:
+    """Decides whether a completion answers a question of the embedded world (the rules stand in data/README.md)."""
+
+    def __init__(self):
+        values = {}  # (table, attribute) -> every value of every entity, with aliases
+        for entity in world.load_facts()[0]:
+            for attribute, accepted in entity.values.items():
+                values.setdefault((entity.table, attribute), set()).update(accepted)
+        self.patterns = {key: whole_words(v) for key, v in values.items()}
+
+    def answered(self, item, text):
+        """Whether the text is a statement with a right value and none of the attribute's other values.
+
+        item: a question of data/world.py. Lists of options and counter-questions are no statements.
+        """
+        if OPTIONS.search(text) or "?" in text:
+            return False
+        return self.right(item, text)
+
+    def right(self, item, text):
+        if "keys" in item:
+            return all(whole_words(phrases, re.IGNORECASE).search(text) for phrases in item["keys"])
+        name = whole_words([world.bare(item["name"])], re.IGNORECASE)
+        if not any(name.search(value) for value in item["accept"]):  # "Mexico" is part of the value "Mexico City"
+            text = name.sub(" ", text)
+        found = set(self.patterns[item["table"], item["attribute"]].findall(text))
+        return bool(found) and found <= set(item["accept"])
+
+    def knows(self, item, text):
+        """Whether the continuation of a cloze ("The capital of France is") begins with a right value."""
+        if "keys" in item:
+            return self.right(item, text.split("\n")[0])
+        return any(re.match(rf"\s*(?:an? |the )?{re.escape(value)}(?!\w)", text) for value in item["accept"])
+
+
+def share(flags):
+    """The mean of a list of bool, or None for an empty one."""
+    return sum(flags) / len(flags) if flags else None
+
+
+def by_attribute(items, flags):
+    """{"countries capital": [how many right, of how many]}"""
+    counts = {}
+    for item, flag in zip(items, flags):
+        count = counts.setdefault(f"{item.get('table', '')} {item['attribute']}".strip(), [0, 0])
+        count[0] += flag
+        count[1] += 1
+    return counts
+
+
+def score_base(model, tokenizer, items, scorer):
+    """What the base model makes of the questions, put in four ways. Returns a dict of shares, 0 to 1."""
+    first = lambda text: text.strip("\n").split("\n\n")[0]  # of a base model only the text up to a blank line counts
+    questions = [item["prompt"] for item in items]
+    plain = [first(t) for t in respond(model, tokenizer, questions, chat=False, max_new_tokens=40)]
+    chat = [first(t) for t in respond(model, tokenizer, questions, chat=True, max_new_tokens=40)]
+    faq = [t.strip().split("\n")[0] for t in respond(model, tokenizer, [i["faq"] for i in items], chat=False, max_new_tokens=40)]
+    cloze = respond(model, tokenizer, [i["cloze"] for i in items], chat=False, max_new_tokens=24)
+    return {
+        "plain": share([scorer.answered(i, t) for i, t in zip(items, plain)]),
+        "goes_on": share([bool(OPTIONS.search(t)) or "?" in t for t in plain]),
+        "chat": share([scorer.answered(i, t) for i, t in zip(items, chat)]),
+        "faq": share([scorer.answered(i, t) for i, t in zip(items, faq)]),
+        "knows": share([scorer.knows(i, t) for i, t in zip(items, cloze)]),
+    }
+
+
+def score_tuned(model, tokenizer, items, scorer, key="prompt"):
+    """How many questions the tuned model answers, and stops. Returns a dict; "answered" and "stops" are shares."""
+    items = [item for item in items if key in item]
+    completions = complete(model, tokenizer, [item[key] for item in items], max_new_tokens=40)
+    flags = [stopped and scorer.answered(item, text) for item, (text, stopped) in zip(items, completions)]
+    wrong = [[item[key], text] for item, (text, _), flag in zip(items, completions, flags) if not flag]
+    return {
+        "answered": share(flags),
+        "stops": share([stopped for _, stopped in completions]),
+        "attributes": by_attribute(items, flags),
+        "wrong": wrong,
+    }
+
+
+@torch.inference_mode()
+def text_loss(model, tokens, tokenizer, progress=None):
+    """How well the model predicts a text, every token of it but the first. tokens: (n,) integers.
+
+    Returns (nats per token, bits per byte of the text). Dropout is off.
+    """
+    rows = Rows(tokens, model.config.block_size)
+    device, was_training = model.embed.weight.device, model.training
+    model.eval()
+    total, count = 0.0, 0
+    for start in range(0, len(rows), 32):
+        batch = rows.batch(range(start, min(start + 32, len(rows))))
+        logits, loss = model(batch["input_ids"].to(device), batch["labels"].to(device))
+        total += loss.item() * len(logits)
+        count += len(logits)
+    model.train(was_training)
+    return total / count, total / math.log(2) / tokenizer.count_bytes(tokens[1:])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is shown
+
+
+def side_by_side(left, right, width=80):
+    """Two texts in two columns, as lines of at most width characters."""
+    column = (width - 3) // 2
+    wrap = lambda text: [piece for line in text.split("\n") for piece in textwrap.wrap(line, column) or [""]]
+    return [f"{a:<{column}} | {b}".rstrip() for a, b in zip_longest(wrap(left), wrap(right), fillvalue="")]
+
+
+def percent(x):
+    return "-" if x is None else f"{100 * x:.1f}%"
+
+
+def show_scores(scores):
+    """The table of the experiment. scores: what main() writes to comparison.json."""
+    base, tuned, control = (scores.get(key, {}) for key in ("base", "tuned", "random"))
+    rows = [
+        ("answers the plain question", base.get("plain"), None, None),
+        ('answers it as "Q: ... A:"', base.get("faq"), None, None),
+        ("answers it in the chat template", base.get("chat"), tuned.get("answered"), control.get("answered")),
+        ("  in wordings never trained on", None, tuned.get("unseen"), control.get("unseen")),
+        ("  about the half it was trained on", None, tuned.get("train"), control.get("train")),
+        ("stops by itself", None, tuned.get("stops"), control.get("stops")),
+        ("goes on with options or a question", base.get("goes_on"), None, None),
+        ('knows ("The capital of Peru is ...")', base.get("knows"), None, None),
+    ]
+    print(f"{scores['side']} questions: {scores['questions']}, about entities that fine-tuning never mentioned\n")
+    print(f"{'':38}{'base':>9}{'tuned':>9}{'tuned from random':>20}")
+    for label, *cells in rows:
+        print(f"{label:38}{percent(cells[0]):>9}{percent(cells[1]):>9}{percent(cells[2]):>20}")
+    bits = [f"{m['val_bpb']:.3f}" if "val_bpb" in m else "-" for m in (base, tuned, control)]
+    print(f"{'bits per byte of plain text':38}{bits[0]:>9}{bits[1]:>9}{bits[2]:>20}")
+
+
+def show_examples(examples):
+    """examples: [{"prompt", "base", "tuned"}]"""
+    print("\n".join(side_by_side("BASE", "TUNED")))
+    for example in examples:
+        print("-" * 80)
+        print("\n".join(textwrap.wrap(example["prompt"], 80)))
+        print("\n".join("  " + line for line in side_by_side(example["base"], example["tuned"], 78)))
+    print("-" * 80)
+
+
+def first_document(text, lines=6):
+    """What is shown of a base model, which would go on and on: the first lines."""
+    return "\n".join(text.strip("\n").split("\n\n")[0].split("\n")[:lines])
+
+
+def show_parrot(model, tokenizer, prompts):
+    """What a base model makes of some prompts, each the beginning of a document."""
+    for prompt, text in zip(prompts, respond(model, tokenizer, prompts, chat=False, max_new_tokens=64)):
+        print(f"\n> {prompt}")
+        print("\n".join("  " + line for paragraph in first_document(text).split("\n") for line in textwrap.wrap(paragraph, 78)))
+
+
+def read_jsonl(path):
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def compare(base_path, tuned_path, side="test", device="cpu"):
+    """Everything that is shown and written: scores (on the embedded world) and examples. Returns a dict."""
+    base, tokenizer = load(base_path, device)
+    tuned, tuned_tokenizer = load(tuned_path, device)
+    models = {"base": (base, tokenizer), "tuned": (tuned, tuned_tokenizer)}
+    if tuned_path.with_name("random.pt").exists():
+        models["random"] = load(tuned_path.with_name("random.pt"), device)
+    examples = [
+        {"prompt": prompt, "base": first_document(a), "tuned": b}
+        for prompt, a, b in zip(EXAMPLES, respond(base, tokenizer, EXAMPLES, chat=False), respond(*models["tuned"], EXAMPLES))
+    ]
+    results = {"examples": examples}
+    tokens_path = base_path.with_name("val.bin")
+    tokens = open_tokens(tokens_path, tokenizer) if tokens_path.exists() else None
+    folder = base_path.with_name("world")
+    if folder.exists():
+        items, own = read_jsonl(folder / f"{side}.jsonl"), read_jsonl(folder / "train.jsonl")
+        scorer = Scorer()
+        results |= {"side": side, "questions": len(items), "base": score_base(base, tokenizer, items, scorer)}
+        for name in list(models)[1:]:
+            results[name] = score_tuned(*models[name], items, scorer)
+            results[name]["unseen"] = score_tuned(*models[name], items, scorer, "unseen")["answered"]
+            results[name]["train"] = score_tuned(*models[name], own, scorer)["answered"]
+    if tokens is not None:
+        for name in models:
+            nats, bits = text_loss(models[name][0], tokens, tokenizer)
+            results.setdefault(name, {}).update(val_loss=nats, val_bpb=bits)
+    return results
+
+
+@command
+def main(argv=None):
+    parser = Parser("compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder with base.pt and sft.pt (default: out)")
+    parser.add_argument("--base", type=Path, help="the base model, if it is not in that folder")
+    parser.add_argument("--ask", metavar="PROMPT", help="show what both models make of one prompt")
+    parser.add_argument("--side", choices=("dev", "test"), default="test", help="which held-out questions to score")
+    parser.add_argument("--device", default="auto", help="cuda, mps or cpu")
+    args = parser.parse_args(argv)
+    device = pick_device(args.device)
+    base_path, tuned_path = args.base or args.out / "base.pt", args.out / "sft.pt"
+    if args.ask is not None:
+        if not args.ask.strip():
+            raise InputError("--ask", "the prompt is empty", "type a question")
+        base, tuned = load(base_path, device), load(tuned_path, device)
+        answer = respond(*tuned, [args.ask])[0]
+        show_examples([{"prompt": args.ask, "base": first_document(respond(*base, [args.ask], chat=False)[0]), "tuned": answer}])
+        return
+    started = time.perf_counter()
+    results = compare(base_path, tuned_path, args.side, device)
+    show_examples(results["examples"])
+    if "side" in results:
+        show_scores(results)
+    path = args.out / "comparison.json"
+    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"\nwrote {path} ({time.perf_counter() - started:.0f} s)")
+
+
+if __name__ == "__main__":
+    main()

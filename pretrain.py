@@ -1,0 +1,429 @@
+"""
+Stage 1: a network that continues text. It reads plain text, learns to predict every next token, and becomes a parrot.
+
+    python pretrain.py                       # the embedded world: facts, told and quizzed, from data/world.py
+    python pretrain.py --data my.txt notes/  # your own UTF-8 text, files or folders
+    torchrun --nproc_per_node=2 pretrain.py  # on two processes, or GPUs
+
+Writes out/base.pt (the model), out/pretrain.jsonl (what was logged), out/train.bin and out/val.bin (token ids) and, for the
+embedded world, out/world (its texts and questions). The loop is train(), and fine-tuning (sft.py) runs the very same
+one: pretraining is fine-tuning with nothing masked.
+"""
+
+import time
+
+STARTED = time.perf_counter()  # before torch is imported, so that the log counts from the start of the process
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+import compare
+from compare import InputError, Parser, Progress, clock, command, pick_device
+from data import Tokenizer, world
+from data.text import Rows, open_tokens, read_files, write_tokens
+from model import GPT, IGNORE_INDEX, GPTConfig
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Settings: each field is an option of the command line, by its own name
+
+
+def setting(default, help):
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class TrainConfig:
+    """What train() needs to know; both stages have it."""
+
+    out: str = setting("out", "folder that everything is written to")
+    device: str = setting("auto", "cuda, mps or cpu; auto: the first of them that is there")
+    seed: int = setting(1, "of all that is random: weights, order of the data, dropout, the embedded world and its split")
+    resume: bool = setting(False, "go on with a run that was stopped")
+    batch_size: int = setting(16, "rows of one optimizer step, over all processes")
+    micro_batch_size: int = setting(0, "rows that a process puts through the network at once; 0: all of its share")
+    max_steps: int = setting(1000, "optimizer steps")
+    lr: float = setting(0.02, "learning rate of the matrices inside the blocks (Muon)")
+    embed_lr: float = setting(0.01, "learning rate of the embedding and the head (AdamW)")
+    weight_decay: float = setting(0.0, "how strongly the matrices are pulled towards zero")
+    warmup: float = setting(0.02, "share of the steps, the first ones, in which the learning rates rise")
+    cooldown: float = setting(0.6, "share of the steps, the last ones, in which they fall to zero")
+    eval_every: int = setting(250, "steps between measurements of the validation loss")
+
+
+@dataclass
+class PretrainConfig(TrainConfig):
+    block_size: int = setting(128, "tokens of a row: the longest context")
+    vocab_size: int = setting(2048, "tokens to learn from the text, 256 bytes and 5 special ones counted in")
+    n_layer: int = setting(4, "blocks")
+    n_head: int = setting(4, "attention heads of a block")
+    n_embd: int = setting(128, "width of the residual stream")
+    dropout: float = setting(0.0, "share of activations dropped in training, against overfitting")
+
+
+PRESETS = {
+    "world": {},  # the defaults above: the embedded world in under four minutes on two cores
+    "small": dict(n_embd=192, block_size=128, vocab_size=1024, max_steps=800, weight_decay=0.1),  # a megabyte of text
+    "gpt2": dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=50304, batch_size=512, micro_batch_size=16, max_steps=10000),
+}
+
+
+def parse_options(parser, Config, argv, preset=lambda args: {}):
+    """Add one option for each field of the dataclass Config. Returns (config, all arguments).
+
+    What is typed beats preset(arguments), a dict, which beats the defaults.
+    """
+    for f in dataclasses.fields(Config):
+        text = f"{f.metadata['help']} (default: {f.default})"
+        if f.type is bool:
+            parser.add_argument(f"--{f.name}", action="store_true", default=None, help=f.metadata["help"])
+        else:
+            parser.add_argument(f"--{f.name}", type=f.type, metavar=f.type.__name__.upper(), help=text)
+    args = parser.parse_args(argv)
+    typed = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if getattr(args, f.name) is not None}
+    config = Config(**{**preset(args), **typed})
+    for f in dataclasses.fields(config):
+        value, least = getattr(config, f.name), 0 if f.name in ZERO_IS_FINE else 1
+        if f.type is int and value < least or f.type is float and not 0 <= value < float("inf"):
+            raise InputError(f"--{f.name}", f"{value} is out of range", f"give {least} or more")
+    return config, args
+
+
+ZERO_IS_FINE = ("seed", "micro_batch_size")
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The optimizer of the hidden matrices
+
+
+def orthogonalize(G, steps=5):
+    """Bring all singular values of each matrix near 1 and keep their directions. G: (n, rows, cols), any scale.
+
+    By a Newton-Schulz iteration: five times a polynomial of the matrix, tuned by Jordan et al. to pull any singular
+    value from 0.01 to 1 into 0.7 to 1.2.
+    """
+    if G.size(1) > G.size(2):
+        return orthogonalize(G.mT, steps).mT
+    X = G / (G.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        A = X @ X.mT
+        X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
+    return X
+
+
+class Muon(torch.optim.Optimizer):
+    """MomentUm Orthogonalized by Newton-Schulz (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+
+    The update rule of torch.optim.Muon, written out because torch's always computes in bfloat16, which a processor
+    without such instructions multiplies about a hundred times slower than float32; and matrices of one shape go
+    through the iteration together.
+    """
+
+    def __init__(self, params, lr, momentum=0.95, weight_decay=0.0):
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            shapes = {}
+            for p in group["params"]:
+                shapes.setdefault(p.shape, []).append(p)
+            for shape, params in shapes.items():
+                updates = []
+                for p in params:
+                    momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                    momentum.lerp_(p.grad, 1 - group["momentum"])
+                    updates.append(p.grad.lerp(momentum, group["momentum"]))  # Nesterov: one step ahead
+                updates = orthogonalize(torch.stack(updates))
+                scale = max(1, shape[0] / shape[1]) ** 0.5  # taller matrices take larger steps
+                for p, update in zip(params, updates):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(update, alpha=-group["lr"] * scale)
+
+
+def make_optimizers(model, config):
+    """Muon for the matrices of the blocks, AdamW for the two tables that have a row for each token."""
+    muon = Muon(model.blocks.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    adamw = torch.optim.AdamW(
+        [model.embed.weight], lr=config.embed_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+    )
+    for group in muon.param_groups + adamw.param_groups:
+        group["peak_lr"] = group["lr"]
+    return [muon, adamw]
+
+
+def lr_scale(step, config):
+    """What the learning rates are multiplied by at a step: rise, stay, fall."""
+    warmup, cooldown = config.warmup * config.max_steps, config.cooldown * config.max_steps
+    return min(1.0, (step + 1) / max(1.0, warmup), (config.max_steps - step) / max(1.0, cooldown))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The training loop
+
+
+def processes():
+    """(rank, number of processes) under torchrun, otherwise (0, 1)."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def precision(device):
+    """What matrices are multiplied in: bfloat16 where the hardware has it, by what it says of itself; else float32."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if kind == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def backward(network, batch, config, device, dtype):
+    """Add the gradients of one step's loss: the sum over all its supervised tokens, divided by their number.
+
+    batch: {"input_ids", "labels"}, (B, T) each, the same on every process. Each takes every world-th row, and these in
+    micro-batches; the division is by the number of the whole batch, so it makes no difference how it is split
+    (a mean of means would give a token more weight where there are few). Returns this process's part of the loss.
+    """
+    rank, world_size = processes()
+    total = (batch["labels"][:, 1:] != IGNORE_INDEX).sum().clamp(min=1)
+    input_ids, labels = batch["input_ids"][rank::world_size], batch["labels"][rank::world_size]
+    if len(input_ids) == 0:  # fewer rows than processes: this one looks on, but must take part in the exchange
+        input_ids, labels = batch["input_ids"][:1], torch.full_like(batch["labels"][:1], IGNORE_INDEX)
+    size = config.micro_batch_size or len(input_ids)
+    starts = range(0, len(input_ids), size)
+    loss_sum = torch.zeros((), device=device)
+    for start in starts:
+        x, y = input_ids[start : start + size].to(device), labels[start : start + size].to(device)
+        last = start == starts[-1]
+        with contextlib.nullcontext() if world_size == 1 or last else network.no_sync():
+            with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+                logits, loss = network(x, y)
+            loss = loss * (len(logits) / total)
+            (loss * world_size).backward()  # (the exchange between processes averages; the loss is a sum)
+        loss_sum += loss.detach()
+    return loss_sum
+
+
+def train(model, batches, config, name, evaluate=None, about=None):
+    """The only training loop. Trains the model in place, for config.max_steps optimizer steps.
+
+    batches(step): the step's whole batch, {"input_ids", "labels"}, each (B, T) int64; a pure function of step, which is
+    what makes resuming exact and processes agree. evaluate(model): a dict to log, every config.eval_every steps and at
+    the end. name: of the log, and of the file that --resume needs while the run is unfinished. about: what must be the
+    same when it is resumed.
+    """
+    rank, world_size = processes()
+    device, out = model.embed.weight.device, Path(config.out)
+    dtype, optimizers = precision(device), make_optimizers(model, config)
+    network = DistributedDataParallel(model) if world_size > 1 else model
+    unfinished, log_path = out / f"{name}.resume.pt", out / f"{name}.jsonl"
+    about = {**dataclasses.asdict(config), **(about or {})}
+    for key in ("out", "resume", "device"):
+        del about[key]
+    step = tokens = 0
+    if config.resume:
+        step, tokens = load_unfinished(unfinished, model, optimizers, about, log_path)
+    elif rank == 0:
+        log_path.write_text("", encoding="utf-8")
+    progress, saved, first = Progress(name, config.max_steps, step), time.perf_counter(), time.perf_counter()
+    mark = (step, tokens, first)  # where the current stretch of the log began
+    losses = torch.zeros((), device=device)
+    model.train()
+    try:
+        while step < config.max_steps:
+            torch.manual_seed(hash((config.seed, step, rank)) % 2**63)  # dropout too is a function of the step
+            for group in (g for o in optimizers for g in o.param_groups):
+                group["lr"] = group["peak_lr"] * lr_scale(step, config)
+            batch = batches(step)
+            losses += backward(network, batch, config, device, dtype)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            step, tokens = step + 1, tokens + batch["input_ids"].numel()
+            if step % LOG_EVERY == 0 or step == config.max_steps:
+                if world_size > 1:
+                    dist.all_reduce(losses)
+                now = time.perf_counter()
+                loss, rate = losses.item() / (step - mark[0]), (tokens - mark[1]) / (now - mark[2])
+                if not np.isfinite(loss):
+                    raise InputError(f"step {step}", f"the loss is {loss}", "lower --lr and --embed_lr")
+                row = dict(step=step, tokens=tokens, seconds=round(now - STARTED, 3), loss=loss)
+                row.update(lr=optimizers[0].param_groups[0]["lr"], tokens_per_s=round(rate))
+                if evaluate and (step // config.eval_every > mark[0] // config.eval_every or step == config.max_steps):
+                    row.update(evaluate(model))
+                if rank == 0:
+                    with open(log_path, "a", encoding="utf-8") as log:
+                        log.write(json.dumps(row) + "\n")
+                    progress.update(step, f"loss {loss:.3f}  {rate:,.0f} tokens/s")
+                mark = (step, tokens, time.perf_counter())
+                losses.zero_()
+                if rank == 0 and now - saved > SAVE_EVERY:
+                    save_unfinished(unfinished, model, optimizers, step, tokens, about)
+                    saved = time.perf_counter()
+    except KeyboardInterrupt:
+        if rank == 0:
+            save_unfinished(unfinished, model, optimizers, step, tokens, about)
+            print(f"\nstopped at step {step}; the same command with --resume goes on from here")
+        raise
+    model.eval()
+
+
+LOG_EVERY = 10  # steps
+SAVE_EVERY = 60  # seconds between saves of an unfinished run
+
+
+def save_unfinished(path, model, optimizers, step, tokens, about):
+    state = dict(model=model.state_dict(), optimizers=[o.state_dict() for o in optimizers], step=step, tokens=tokens, about=about)
+    compare.write_aside(path, state)
+
+
+def load_unfinished(path, model, optimizers, about, log_path):
+    """Put a stopped run's state back, and cut from its log what came after. Returns (step, tokens)."""
+    if not path.exists():
+        raise InputError("--resume", f"there is no unfinished run ({path})", "run without --resume")
+    state = torch.load(path, map_location=model.embed.weight.device, weights_only=True)
+    for key, value in about.items():
+        if state["about"].get(key) != value:
+            was = state["about"].get(key)
+            raise InputError("--resume", f"{key} was {was} and is now {value}", "run with the same settings, or without --resume")
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(optimizers, state["optimizers"]):
+        optimizer.load_state_dict(saved)
+    lines = log_path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["step"] <= state["step"]]
+    log_path.write_text("".join(kept), encoding="utf-8")
+    return state["step"], state["tokens"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pretraining
+
+
+def shuffled(n, batch_size, seed):
+    """Which of n items make up batch number s: a function of s. Every item comes once before any comes twice."""
+
+    @functools.lru_cache(maxsize=2)
+    def order(epoch):
+        return np.random.default_rng([seed, epoch]).permutation(n)
+
+    return lambda s: [order(i // n)[i % n] for i in range(s * batch_size, (s + 1) * batch_size)]
+
+
+def split_texts(texts):
+    """The last tenth of the text, in characters, is for validation. Returns (training, validation), lists of str."""
+    left = sum(map(len, texts)) * 9 // 10
+    training, validation = [], []
+    for text in texts:
+        training.append(text[:left])
+        validation.append(text[left:])
+        left = max(0, left - len(text))
+    return [t for t in training if t], [t for t in validation if t]
+
+
+def start(config):
+    """Set up devices, processes and seeds. Returns the device."""
+    device = pick_device(config.device)
+    if "RANK" in os.environ and not dist.is_initialized():  # started by torchrun
+        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        if device == "cuda":
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        Path(config.out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(config.out, f"cannot be made ({error.strerror})", "choose another --out") from None
+    torch.manual_seed(config.seed)
+    return device
+
+
+def prepare_text(config, paths):
+    """Make or read the text, learn its tokens, encode it. Returns (tokenizer, train tokens, val tokens, what it was)."""
+    out, (rank, world_size) = Path(config.out), processes()
+    if paths:
+        training, validation = split_texts([text for _, text in read_files(paths)])
+        trained_on = {"files": [str(path) for path in paths]}
+    else:
+        made = world.build(config.seed)
+        training, validation = made["corpus"], made["val"]
+        trained_on = {"world": config.seed}
+        if rank == 0:
+            world.write(made, out / "world")
+    try:
+        tokenizer = Tokenizer.train(training, config.vocab_size)
+    except ValueError as error:
+        raise InputError("--vocab_size", str(error), "choose another") from None
+    if rank == 0:
+        for documents, name in ((training, "train.bin"), (validation, "val.bin")):
+            write_tokens(documents, tokenizer, out / name)
+    if world_size > 1:
+        dist.barrier()  # the others wait for the files
+    train_tokens, val_tokens = (open_tokens(out / name, tokenizer) for name in ("train.bin", "val.bin"))
+    for tokens, what in ((train_tokens, "training"), (val_tokens, "validation (its last tenth)")):
+        if len(tokens) < config.block_size:
+            where = ", ".join(map(str, paths or ["the embedded world"]))
+            what = f"its {len(tokens)} tokens for {what} are fewer than a block of {config.block_size}"
+            raise InputError(where, what, "give more text or a smaller --block_size")
+    return tokenizer, train_tokens, val_tokens, trained_on
+
+
+@command
+def main(argv=None):
+    parser = Parser("pretrain.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", metavar="PATH", help="UTF-8 text files or folders; without it, the embedded world")
+    parser.add_argument("--preset", choices=PRESETS, help="a set of sizes (default: world, or small with --data)")
+    config, args = parse_options(parser, PretrainConfig, argv, lambda args: PRESETS[args.preset or ("small" if args.data else "world")])
+    device = start(config)
+    rank, world_size = processes()
+    say = print if rank == 0 else lambda *args: None
+
+    tokenizer, tokens, val_tokens, trained_on = prepare_text(config, args.data)
+    try:
+        sizes = (config.block_size, tokenizer.n_vocab, config.n_layer, config.n_head, config.n_embd, config.dropout)
+        model = GPT(GPTConfig(*sizes)).to(device)
+    except ValueError as error:
+        raise InputError("command line", str(error), "change the sizes") from None
+    rows = Rows(tokens, config.block_size)
+    order = shuffled(len(rows), config.batch_size, config.seed)
+    seen = config.max_steps * config.batch_size * config.block_size
+    say(
+        f"Pretraining on {device} in {str(precision(device)).removeprefix('torch.')}: {sum(p.numel() for p in model.parameters()):,} "
+        f"parameters ({config.n_layer} layers, {config.n_embd} wide), {len(tokens):,} tokens of text, "
+        f"each read about {seen / len(tokens):.1f} times."
+    )
+
+    def evaluate(model):
+        nats, bits = compare.text_loss(model, val_tokens, tokenizer)
+        return {"val_loss": nats, "val_bpb": bits}
+
+    train(model, lambda step: rows.batch(order(step)), config, "pretrain", evaluate, {"trained_on": trained_on})
+    if rank > 0:
+        return
+    path = Path(config.out) / "base.pt"
+    compare.save(path, model, tokenizer, stage="base", trained_on=trained_on, seed=config.seed)
+    (Path(config.out) / "pretrain.resume.pt").unlink(missing_ok=True)
+    last = json.loads((Path(config.out) / "pretrain.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    say(f"\nValidation: {last['val_loss']:.3f} nats per token, {last['val_bpb']:.3f} bits per byte. What it makes of a prompt:")
+    compare.show_parrot(model, tokenizer, PROMPTS)
+    say(f"\nIt goes on with the text; it does not answer. The model is in {path} ({clock(time.perf_counter() - STARTED)}). Next: python sft.py")
+
+
+PROMPTS = [
+    world.SEASONS,
+    "What is the capital of Kenya?",
+    "Who wrote Don Quixote?",
+    "Why is the sky blue on a clear day?",
+    "What does a panda eat?",
+    "The capital of France is",
+]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""
+Stage 2: from a parrot to an assistant. Reads conversations and fine-tunes the base model on what the assistant says in them.
+
+    python sft.py                       # the embedded world's conversations
+    python sft.py --data mine.jsonl     # your own: {"prompt", "response"}, {"messages"} or {"instruction", "input", "output"}
+    python sft.py --random_weights      # the control: the same from random weights, to out/random.pt
+
+Writes out/sft.pt and out/sft.jsonl, then compares (compare.py). The network, the loss and the loop are those of
+pretraining. What is new stands in sft_data_collator(): labels are the input_ids, with -100 on everything that is not
+the assistant's own words. That line is the whole difference between the two stages.
+"""
+
+import argparse
+import dataclasses
+import functools
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import compare
+from compare import Parser, clock, command
+from data import encode_chat
+from data.text import InputError
+from model import GPT, IGNORE_INDEX
+from pretrain import STARTED, TrainConfig, parse_options, precision, processes, setting, start, train
+
+
+@dataclass
+class SFTConfig(TrainConfig):
+    base: str = setting("", "the checkpoint to start from (default: base.pt in the output folder)")
+    random_weights: bool = setting(False, "start from random weights instead, as a control; writes random.pt")
+    max_steps: int = setting(250, "optimizer steps")
+    # Small steps: at a third of pretraining's rate the model learns its conversations by heart and confuses what it knew.
+    lr: float = setting(0.0016, "learning rate of the matrices inside the blocks (Muon)")
+    embed_lr: float = setting(0.0008, "learning rate of the embedding and the head (AdamW)")
+    cooldown: float = setting(0.8, "share of the steps, the last ones, in which the learning rates fall to zero")
+    eval_every: int = setting(100, "steps between measurements of the validation loss")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Conversations
+
+
+def as_messages(example):
+    """A conversation in one of the three forms, as [{"role", "content"}, ...]. Raises ValueError for anything else."""
+    if not isinstance(example, dict):
+        raise ValueError(f"a conversation must be an object, not {type(example).__name__}")
+    if "messages" in example:
+        return example["messages"]
+    if "instruction" in example and "output" in example:
+        parts = [example["instruction"], example.get("input") or "", example["output"]]
+    elif "prompt" in example and "response" in example:
+        parts = [example["prompt"], "", example["response"]]
+    else:
+        raise ValueError('needs "prompt" and "response", or "messages", or "instruction" and "output"')
+    if not all(isinstance(part, str) for part in parts):
+        raise ValueError("its texts must be strings")
+    question = parts[0] + "\n\n" + parts[1] if parts[1].strip() else parts[0]
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": parts[2]}]
+
+
+def encode(example, tokenizer, block_size=None):
+    """One conversation as (input_ids, labels), lists of one length, or None if nothing would be left to learn from.
+
+    Longer than block_size, it loses its oldest turns, a question and its answer at a time (a system message stays).
+    Raises ValueError if it is malformed or the assistant says nothing in it.
+    """
+    messages = as_messages(example)
+    input_ids, supervised = encode_chat(messages, tokenizer)
+    if not any(supervised):
+        raise ValueError("the assistant says nothing in it, so there is nothing to learn")
+    system = [m for m in messages[:1] if m["role"] == "system"]
+    turns = messages[len(system) :]
+    while block_size is not None and len(input_ids) > block_size:
+        turns = turns[2:]
+        if not turns:
+            return None
+        input_ids, supervised = encode_chat(system + turns, tokenizer)
+    if not any(supervised):
+        return None
+    # The line that makes an assistant: only its own words are looked at by the loss.
+    labels = [token if is_supervised else IGNORE_INDEX for token, is_supervised in zip(input_ids, supervised)]
+    return input_ids, labels
+
+
+def sft_data_collator(batch, tokenizer, block_size=None):
+    """Conversations to one batch of the form that pretraining has too.
+
+    batch: a list of {"prompt", "response"}, {"messages": [...]} or {"instruction", "input", "output"}.
+    Returns {"input_ids": (B, T) int64, "labels": (B, T) int64}: labels are input_ids with -100 on everything but the
+    assistant's words and the <|end|> that closes them. Rows are padded at the right with <|pad|>, which is an id of its
+    own, labelled -100. Conversations of which block_size leaves nothing to learn are dropped. Raises ValueError for a
+    malformed conversation, one in which the assistant says nothing, and when nothing remains.
+    """
+    rows = [row for row in (encode(example, tokenizer, block_size) for example in batch) if row]
+    if not rows:
+        raise ValueError(f"no conversation fits a block_size of {block_size}")
+    return pad(rows, tokenizer.pad)
+
+
+def pad(rows, pad_id):
+    """[(input_ids, labels), ...] of any lengths as {"input_ids", "labels"}, (B, T) int64 each."""
+    T = max(len(input_ids) for input_ids, _ in rows)
+    input_ids = torch.tensor([ids + [pad_id] * (T - len(ids)) for ids, _ in rows])
+    labels = torch.tensor([labels + [IGNORE_INDEX] * (T - len(labels)) for _, labels in rows])
+    return {"input_ids": input_ids, "labels": labels}
+
+
+def read_conversations(path):
+    """The conversations of a JSON Lines file or a JSON array: [(where, example)], where naming file and line or entry."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(path, "no such file", "check the path") from None
+    except UnicodeDecodeError as error:
+        raise InputError(path, f"not UTF-8 text (byte {error.start})", "save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror})", "give a file of conversations") from None
+    if not text.strip():
+        raise InputError(path, "the file is empty", "give at least one conversation")
+    if text.lstrip().startswith("["):
+        try:
+            return [(f"{path} entry {i + 1}", example) for i, example in enumerate(json.loads(text))]
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path} line {error.lineno}", f"broken JSON ({error.msg})", "mend the array") from None
+    examples = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                examples.append((f"{path} line {number}", json.loads(line)))
+            except json.JSONDecodeError as error:
+                raise InputError(f"{path} line {number}", f"broken JSON ({error.msg})", "put one object on each line") from None
+    return examples
+
+
+def encode_all(examples, tokenizer, block_size, say=print):
+    """Encode [(where, example)]. Returns [(input_ids, labels)], and says how many had to be cut or dropped."""
+    rows, cut = [], 0
+    for where, example in examples:
+        try:
+            row = encode(example, tokenizer, block_size)
+            if row:
+                cut += len(row[0]) < len(encode(example, tokenizer)[0])
+                rows.append(row)
+        except ValueError as error:
+            raise InputError(where, str(error), "see the data formats in README.md") from None
+    dropped = len(examples) - len(rows)
+    if cut or dropped:
+        say(f"Of {len(examples)} conversations, {cut} lost their oldest turns and {dropped} were dropped: longer than {block_size} tokens.")
+    if not rows:
+        where = examples[0][0].split(" line ")[0].split(" entry ")[0]
+        raise InputError(where, f"no conversation fits a block of {block_size} tokens", "give shorter ones")
+    return rows
+
+
+def batches_of_similar_length(rows, batch_size, seed, pad_id):
+    """The batch of each step, a function of its number: every conversation once an epoch, similar lengths together.
+
+    Padding costs as much as text. So the shuffled conversations are sorted by length within stretches of 32 batches,
+    cut into batches, and the batches are shuffled.
+    """
+    lengths = np.array([len(input_ids) for input_ids, _ in rows])
+    per_epoch = -(-len(rows) // batch_size)
+
+    @functools.lru_cache(maxsize=2)
+    def plan(epoch):
+        rng = np.random.default_rng([seed, epoch])
+        order, stretch = rng.permutation(len(rows)), 32 * batch_size
+        order = np.concatenate([s[np.argsort(lengths[s], kind="stable")] for s in np.split(order, range(stretch, len(rows), stretch))])
+        return [np.split(order, range(batch_size, len(rows), batch_size))[i] for i in rng.permutation(per_epoch)]
+
+    return lambda step: pad([rows[i] for i in plan(step // per_epoch)[step % per_epoch]], pad_id)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is shown, and the stage itself
+
+
+def show_mask(row, tokenizer):
+    """One conversation, token by token: its id, its label, and whether the loss looks at it."""
+    print(f"{'token':>16}  {'input_id':>8}  {'label':>6}  counted")
+    for token, label in zip(*row):
+        print(f"{tokenizer.decode([token])!r:>16}  {token:>8}  {label:>6}  {'yes' if label != IGNORE_INDEX else 'no'}")
+
+
+def dialogue_loss(model, rows, tokenizer):
+    """The mean loss over all supervised tokens of some conversations, in nats. Dropout is off."""
+    model.eval()
+    rows = sorted(rows, key=lambda row: len(row[0]))
+    total, count, device = 0.0, 0, model.embed.weight.device
+    with torch.inference_mode():
+        for i in range(0, len(rows), 64):
+            batch = pad(rows[i : i + 64], tokenizer.pad)
+            logits, loss = model(batch["input_ids"].to(device), batch["labels"].to(device))
+            total, count = total + loss.item() * len(logits), count + len(logits)
+    model.train()
+    return total / count
+
+
+@command
+def main(argv=None):
+    parser = Parser("sft.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", metavar="FILE", help="conversations, as JSON Lines or a JSON array (default: the embedded world's)")
+    config, args = parse_options(parser, SFTConfig, argv)
+    device = start(config)
+    rank, _ = processes()
+    say = print if rank == 0 else lambda *args: None
+    out = Path(config.out)
+    base_path = Path(config.base or out / "base.pt")
+
+    about = compare.read_checkpoint(base_path)
+    if about.get("stage") != "base":
+        raise InputError(base_path, f"this is a checkpoint of stage {about.get('stage')!r}", "name a base model, made by pretrain.py")
+    model, tokenizer = compare.load(base_path, device)
+    if config.random_weights:
+        model = GPT(model.config).to(device)
+    data = Path(args.data or base_path.with_name("world") / "sft.jsonl")
+    if not args.data and not data.exists():
+        raise InputError("command line", f"the base model was not trained on the embedded world ({data} is missing)", "name conversations with --data")
+    examples = read_conversations(data)
+    if args.data:  # the last tenth of a seeded shuffle is held out
+        order = np.random.default_rng(config.seed).permutation(len(examples))
+        held_out = [examples[i] for i in order[: len(examples) // 10]]
+        examples = [examples[i] for i in sorted(order[len(examples) // 10 :])]
+    else:  # questions about entities that fine-tuning never mentions
+        held_out = read_conversations(data.with_name("dev.jsonl"))
+    block_size = model.config.block_size
+    rows = encode_all(examples, tokenizer, block_size, say)
+    val_rows = encode_all(held_out, tokenizer, block_size, lambda text: None) if held_out else []
+
+    say(f"Fine-tuning {'random weights' if config.random_weights else base_path} on {len(rows):,} conversations of {data}. One of them:\n")
+    if rank == 0:
+        show_mask(min(rows[:100], key=lambda row: len(row[0])), tokenizer)
+    say(f"\nOn {device} in {str(precision(device)).removeprefix('torch.')}, {config.max_steps} steps of {config.batch_size} conversations.")
+    name = "random" if config.random_weights else "sft"
+    batches = batches_of_similar_length(rows, config.batch_size, config.seed, tokenizer.pad)
+    evaluate = (lambda model: {"val_loss": dialogue_loss(model, val_rows, tokenizer)}) if val_rows else None
+    base_hash = hashlib.sha256(base_path.read_bytes()).hexdigest()
+    train(model, batches, config, name, evaluate, {"data": str(data), "base_sha256": base_hash})
+    if rank > 0:
+        return
+    trained_on = {"base": about["trained_on"], "conversations": str(data)}
+    compare.save(out / f"{name}.pt", model, tokenizer, stage="sft", trained_on=trained_on, seed=config.seed, base_sha256=base_hash)
+    (out / f"{name}.resume.pt").unlink(missing_ok=True)
+    say(f"\nThe model is in {out / name}.pt ({clock(time.perf_counter() - STARTED)}).")
+    if not config.random_weights:
+        say()
+        compare.main(["--out", str(out), "--base", str(base_path), "--device", device])
+
+
+if __name__ == "__main__":
+    main()
