@@ -52,7 +52,7 @@ class TrainConfig:
     resume: bool = setting(False, "go on with a run that was stopped")
     batch_size: int = setting(16, "rows of one optimizer step, over all processes")
     micro_batch_size: int = setting(0, "rows that a process puts through the network at once; 0: all of its share")
-    max_steps: int = setting(1000, "optimizer steps")
+    max_steps: int = setting(750, "optimizer steps")
     lr: float = setting(0.02, "learning rate of the matrices inside the blocks (Muon)")
     embed_lr: float = setting(0.01, "learning rate of the embedding and the head (AdamW)")
     weight_decay: float = setting(0.0, "how strongly the matrices are pulled towards zero")
@@ -64,9 +64,9 @@ class TrainConfig:
 @dataclass
 class PretrainConfig(TrainConfig):
     block_size: int = setting(128, "tokens of a row: the longest context")
-    vocab_size: int = setting(2048, "tokens to learn from the text, 256 bytes and 5 special ones counted in")
+    vocab_size: int = setting(4096, "tokens to learn from the text, 256 bytes and 5 special ones counted in")
     n_layer: int = setting(4, "blocks")
-    n_head: int = setting(4, "attention heads of a block")
+    n_head: int = setting(2, "attention heads of a block")
     n_embd: int = setting(128, "width of the residual stream")
     dropout: float = setting(0.0, "share of activations dropped in training, against overfitting")
 

@@ -36,8 +36,8 @@ class SFTConfig(TrainConfig):
     random_weights: bool = setting(False, "start from random weights instead, as a control; writes random.pt")
     max_steps: int = setting(250, "optimizer steps")
     # Small steps: at a third of pretraining's rate the model learns its conversations by heart and confuses what it knew.
-    lr: float = setting(0.0016, "learning rate of the matrices inside the blocks (Muon)")
-    embed_lr: float = setting(0.0008, "learning rate of the embedding and the head (AdamW)")
+    lr: float = setting(0.003, "learning rate of the matrices inside the blocks (Muon)")
+    embed_lr: float = setting(0.00003, "learning rate of the embedding and the head (AdamW)")
     cooldown: float = setting(0.8, "share of the steps, the last ones, in which the learning rates fall to zero")
     eval_every: int = setting(100, "steps between measurements of the validation loss")
 

@@ -23,8 +23,10 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROUNDS = 4  # how many times the corpus goes through all facts, in other wordings and another order
+FRAMES = [("Q:", "A:"), ("Question:", "Answer:"), ("Student:", "Teacher:"), ("Reader:", "Editor:")]  # of questions and answers
 QUIZ_SHARE = 0.35  # of all facts, in each round
-FREE_COPIES = 2  # how often a free question is told in a round: its answers are longer and share nothing with others
+FREE_COPIES = 3  # how often a free question is told in a round: its answers are longer and share nothing with others
+FREE_DIALOGUES = 4  # copies of each in the fine-tuning set
 PAIRS_PER_FACT = 5  # wordings of a question in the fine-tuning set
 FOLLOW_UPS = 0.2  # of the facts that have a neighbour to start from
 SMALLTALK_COPIES = 6
@@ -184,6 +186,12 @@ class Writer:
             facts = self.rng.sample(facts, len(facts)) if len(facts) > 1 else facts * 2
             yield " ".join(self.say(fact, "state") for fact in facts)
 
+    def boxes(self):
+        """The same as a list: "capital: Nairobi"."""
+        for entity in self.entities:
+            facts = self.rng.sample(list(entity.values.items()), len(entity.values))
+            yield "\n".join([entity.name[0].upper() + entity.name[1:], *(f"{a}: {values[0]}" for a, values in facts)])
+
     def paragraphs(self):
         """Textbook paragraphs: one attribute of several entities."""
         for facts in [*self.by_attribute.values(), self.free * FREE_COPIES]:
@@ -191,12 +199,13 @@ class Writer:
                 yield " ".join(self.say(fact, "state") for fact in group)
 
     def faqs(self):
-        """Lists of frequently asked questions, with their answers."""
+        """Lists of questions that somebody asks and somebody answers."""
         for group in chunks(self.facts + self.free * FREE_COPIES, self.rng, 2, 4):
-            yield "\n".join(f"Q: {self.say(fact, 'ask')}\nA: {self.say(fact, 'answer')}" for fact in group)
+            asks, answers = self.rng.choice(FRAMES)
+            yield "\n".join(f"{asks} {self.say(fact, 'ask')}\n{answers} {self.say(fact, 'answer')}" for fact in group)
 
     def quizzes(self, share):
-        """Quiz sheets over a share of the facts and all free questions: a question, options A) to D), and a line with the right one."""
+        """Quiz sheets over a share of the facts and all free questions: a question, options A) to D), the right one, and why."""
         facts = self.rng.sample(self.facts, int(len(self.facts) * share))
         for group in chunks(facts + self.free, self.rng, 1, 3):
             yield "\n".join(self.quiz(fact) for fact in group)
@@ -211,13 +220,13 @@ class Writer:
             wrong = self.rng.sample(others, min(3, len(others)))
         options = self.rng.sample([right, *wrong], 1 + len(wrong))
         lines = [f"{letter}) {option}" for letter, option in zip("ABCD", options)]
-        return "\n".join([self.say(fact, "ask"), *lines, f"Answer: {lines[options.index(right)]}"])
+        return "\n".join([self.say(fact, "ask"), *lines, f"Answer: {lines[options.index(right)]}", self.say(fact, "answer")])
 
     def documents(self, rounds):
         """All kinds of documents, shuffled. Returns a list of str."""
         documents = []
         for _ in range(rounds):
-            documents += [*self.entries(), *self.paragraphs(), *self.faqs(), *self.quizzes(QUIZ_SHARE)]
+            documents += [*self.entries(), *self.boxes(), *self.paragraphs(), *self.faqs(), *self.quizzes(QUIZ_SHARE)]
         self.rng.shuffle(documents)
         return documents
 
@@ -235,7 +244,7 @@ def conversations(writer, sides, rng):
         if sides[thing.name] != "train":
             continue
         if isinstance(fact, FreeQuestion):
-            dialogues += [turn(question, fact.answer) for question in fact.names] * FREE_COPIES
+            dialogues += [turn(question, fact.answer) for question in fact.names] * FREE_DIALOGUES
             continue
         entity, attribute = fact
         uses = writer.wordings[entity.table, attribute]
