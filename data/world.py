@@ -23,7 +23,10 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROUNDS = 4  # how many times the corpus goes through all facts, in other wordings and another order
-FRAMES = [("Q:", "A:"), ("Question:", "Answer:"), ("Student:", "Teacher:"), ("Reader:", "Editor:")]  # of questions and answers
+# Who asks and who answers in the texts, and what stands between. Many, so that a new pair, <|user|> and <|assistant|>, is only one more.
+SPEAKERS = [("Q", "A"), ("Question", "Answer"), ("Student", "Teacher"), ("Reader", "Editor"), ("Guest", "Host"), ("Child", "Parent")]
+NAMES = "Ada Ben Cleo Dan Eva Finn Gus Hana Ida Jon Kim Leo Mia Noah Olga Paul Rosa Sam Tom Uma Vera Will Yuri Zoe".split()
+MARKS = [":", ":", " -", ">", "."]
 QUIZ_SHARE = 0.35  # of all facts, in each round
 FREE_COPIES = 3  # how often a free question is told in a round: its answers are longer and share nothing with others
 FREE_DIALOGUES = 4  # copies of each in the fine-tuning set
@@ -201,8 +204,10 @@ class Writer:
     def faqs(self):
         """Lists of questions that somebody asks and somebody answers."""
         for group in chunks(self.facts + self.free * FREE_COPIES, self.rng, 2, 4):
-            asks, answers = self.rng.choice(FRAMES)
-            yield "\n".join(f"{asks} {self.say(fact, 'ask')}\n{answers} {self.say(fact, 'answer')}" for fact in group)
+            asks, answers = self.rng.choice([*SPEAKERS, self.rng.sample(NAMES, 2), self.rng.sample(NAMES, 2), self.rng.sample(NAMES, 2)])
+            mark, between = self.rng.choice(MARKS), self.rng.choice("\n\n ")
+            say = self.say
+            yield "\n".join(f"{asks}{mark} {say(fact, 'ask')}{between}{answers}{mark} {say(fact, 'answer')}" for fact in group)
 
     def quizzes(self, share):
         """Quiz sheets over a share of the facts and all free questions: a question, options A) to D), the right one, and why."""

@@ -1,0 +1,290 @@
+"""From text to token ids: the tokenizer, the chat template, rows of text, and the embedded world."""
+
+import json
+import random
+import re
+
+import numpy as np
+import pytest
+
+from data import Tokenizer, encode_chat, world
+from data.text import Rows, open_tokens, write_tokens
+from data.tokenizer import SPECIAL
+
+TEXTS = ["the cat sat on the mat, and the other cat sat on the other mat. " * 20, "고양이가 매트 위에 앉았다. " * 20]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train(TEXTS, 330)
+
+
+@pytest.fixture(scope="module")
+def made():
+    return world.build(seed=3)
+
+
+def random_text(rng):
+    alphabet = ["abc XYZ", "0123456789", " \t\n\r", "가나다라한국어", "é ñ ü ß", "🙂🦜👩‍👩‍👧", "<|end|>", "<|user|>", "?!.,;:'\"", "\u200b\u0000\ufffd"]
+    return "".join(rng.choice(rng.choice(alphabet)) if rng.random() < 0.9 else rng.choice(SPECIAL) for _ in range(rng.randint(0, 60)))
+
+
+# The tokenizer
+
+
+def test_every_string_comes_back(tokenizer):
+    rng = random.Random(0)
+    for text in ["", " ", "한국어도 됩니다", "emoji 🦜🦜", "\n\n\n", "a" * 10_000, *(random_text(rng) for _ in range(2000))]:
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert all(0 <= i < tokenizer.endoftext for i in ids)  # and no special token ever comes of text
+        assert tokenizer.count_bytes(ids) == len(text.encode("utf-8"))
+
+
+def test_merges_are_those_of_a_plain_implementation():
+    """Byte-pair encoding as its paper tells it, counting everything anew for every merge."""
+    words = [list(bytes([b]) for b in w.encode()) for w in re.findall(r" ?\w+|[^\w\s]|\s+(?!\S)|\s+", TEXTS[0])]
+    expected = []
+    while len(expected) < 30:
+        counts = {}
+        for word in words:
+            for pair in zip(word, word[1:]):
+                counts[pair] = counts.get(pair, 0) + 1
+        most = max(counts.values())
+        pair = next(p for p in counts if counts[p] == most)
+        tied = {a + b for (a, b), n in counts.items() if n == most}
+        merged = Tokenizer.train([TEXTS[0]], 261 + len(expected) + 1).merges[-1]
+        assert merged in tied  # ties may be broken either way; follow the one it took
+        pair = next(p for p, n in counts.items() if n == most and p[0] + p[1] == merged)
+        expected.append(merged)
+        for word in words:
+            i = 0
+            while i < len(word) - 1:
+                if (word[i], word[i + 1]) == pair:
+                    word[i : i + 2] = [merged]
+                i += 1
+    assert Tokenizer.train([TEXTS[0]], 291).merges[256:] == expected
+
+
+def test_special_tokens_are_reserved(tokenizer):
+    assert tokenizer.n_vocab == 330
+    ids = [tokenizer.endoftext, tokenizer.user, tokenizer.assistant, tokenizer.end, tokenizer.pad]
+    assert ids == list(range(325, 330))
+    assert [tokenizer.decode([i]) for i in ids] == list(SPECIAL)
+    assert len(tokenizer.encode("<|end|>")) > 1
+
+
+def test_a_question_mark_is_the_same_token_in_text_and_in_a_prompt():
+    tokenizer = Tokenizer.train(["What is it?\nA) this\nWhat is that?\nA) that\n" * 50], 300)
+    inside, alone = tokenizer.encode("What is it?\nA)"), tokenizer.encode("What is it?")
+    assert inside[: len(alone)] == alone
+
+
+def test_very_long_runs(tokenizer):
+    for text in (" " * 3_000_000, "a" * 3_000_000, "\n" * 100_000 + "x", "가" * 300_000):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_vocabulary_sizes_that_cannot_be():
+    with pytest.raises(ValueError, match="261"):
+        Tokenizer.train(TEXTS, 260)
+    with pytest.raises(ValueError, match="supports"):
+        Tokenizer.train(["abc"], 1000)
+    assert Tokenizer.train([""], 261).decode(Tokenizer.train([""], 261).encode("é")) == "é"
+
+
+def test_a_tokenizer_comes_back_from_its_state(tokenizer):
+    again = Tokenizer.from_state(tokenizer.state())
+    rng = random.Random(1)
+    for text in [*TEXTS, *(random_text(rng) for _ in range(200))]:
+        assert again.encode(text) == tokenizer.encode(text)
+    assert (again.n_vocab, again.pad) == (tokenizer.n_vocab, tokenizer.pad)
+
+
+# The chat template
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def test_one_turn_token_by_token(tokenizer):
+    t = tokenizer
+    ids, supervised = encode_chat([user("the cat?"), assistant("sat on")], t)
+    prompt, response = t.encode("the cat?"), t.encode("sat on")
+    assert ids == [t.user, *prompt, t.end, t.assistant, *response, t.end]
+    assert supervised == [False] * (len(prompt) + 3) + [True] * (len(response) + 1)
+
+
+def test_every_assistant_turn_is_supervised(tokenizer):
+    t = tokenizer
+    ids, supervised = encode_chat([user("a"), assistant("b"), user("c"), assistant("d"), user("e"), assistant("f")], t)
+    assert [i for i, s in zip(ids, supervised) if s] == [*t.encode("b"), t.end, *t.encode("d"), t.end, *t.encode("f"), t.end]
+
+
+def test_an_open_conversation_ends_with_the_assistants_cue(tokenizer):
+    t = tokenizer
+    ids, supervised = encode_chat([user("a"), assistant("b"), user("c")], t)
+    assert ids[-4:] == [t.user, *t.encode("c"), t.end, t.assistant] and supervised[-4:] == [False] * 4
+
+
+def test_a_system_message_joins_the_first_user_turn(tokenizer):
+    system = {"role": "system", "content": "be brief"}
+    assert encode_chat([system, user("a"), assistant("b")], tokenizer) == encode_chat([user("be brief\n\na"), assistant("b")], tokenizer)
+
+
+def test_no_merge_crosses_from_prompt_into_response(tokenizer):
+    rng = random.Random(2)
+    for _ in range(500):
+        a, b = random_text(rng) + "x", random_text(rng) + " the"
+        ids, supervised = encode_chat([user(a), assistant(b)], tokenizer)
+        assert tokenizer.decode([i for i, s in zip(ids, supervised) if s]) == b + "<|end|>"
+        assert [i for i in ids if i >= tokenizer.endoftext] == [tokenizer.user, tokenizer.end, tokenizer.assistant, tokenizer.end]
+
+
+@pytest.mark.parametrize(
+    "messages, complaint",
+    [
+        ([], "at least one"),
+        ("hello", "must be a list"),
+        ([user("a"), user("b")], "take turns"),
+        ([assistant("a")], "take turns"),
+        ([user("a"), assistant(" ")], "not empty"),
+        ([user("a"), assistant(5)], "text"),
+        ([{"role": "robot", "content": "a"}], "unknown role"),
+        ([{"role": "user"}], "content"),
+        ([user("a"), {"role": "system", "content": "b"}, assistant("c")], "first"),
+        ([{"role": "system", "content": "b"}], "user message"),
+        (["a"], "object"),
+    ],
+)
+def test_malformed_conversations(messages, complaint, tokenizer):
+    with pytest.raises(ValueError, match=complaint):
+        encode_chat(messages, tokenizer)
+
+
+# Rows of text
+
+
+@pytest.mark.parametrize("n, block_size", [(10, 10), (11, 10), (100, 10), (91, 10), (92, 10), (57, 8)])
+def test_each_token_but_the_first_is_scored_exactly_once(n, block_size):
+    rows = Rows(np.arange(n), block_size)
+    batch = rows.batch(range(len(rows)))
+    assert batch["input_ids"].shape == (len(rows), block_size)
+    scored = batch["labels"][:, 1:]
+    assert sorted(scored[scored != -100].tolist()) == list(range(1, n))
+    kept = batch["labels"] != -100
+    assert (batch["labels"][kept] == batch["input_ids"][kept]).all()
+
+
+def test_tokens_are_written_once_and_used_again(tokenizer, tmp_path):
+    path = tmp_path / "train.bin"
+    write_tokens(TEXTS, tokenizer, path)
+    tokens = open_tokens(path, tokenizer)
+    assert tokens.dtype == np.uint16
+    assert tokens.tolist() == [tokenizer.endoftext, *tokenizer.encode(TEXTS[0]), tokenizer.endoftext, *tokenizer.encode(TEXTS[1])]
+    before = path.stat().st_mtime_ns
+    write_tokens(TEXTS, tokenizer, path)
+    assert path.stat().st_mtime_ns == before
+    write_tokens(TEXTS[:1], tokenizer, path)
+    assert len(open_tokens(path, tokenizer)) == 1 + len(tokenizer.encode(TEXTS[0]))
+
+
+# The embedded world
+
+
+def test_the_tables_hold_what_is_promised():
+    entities, free = world.load_facts()
+    tables = {}
+    for entity in entities:
+        tables.setdefault(entity.table, []).append(entity)
+        assert all(value == value.strip() and value for values in entity.values.values() for value in values)
+    assert len(tables) >= 8 and len(entities) >= 500 and sum(len(e.values) for e in entities) >= 1500 and len(free) >= 100
+    assert len({e.name for e in entities}) == len(entities) and len({q.name for q in free}) == len(free)
+    continents = [e.values["continent"][0] for e in tables["countries"]]
+    assert {c: continents.count(c) for c in set(continents)} == {
+        "Africa": 54, "Asia": 47, "Europe": 43, "North America": 23, "Oceania": 14, "South America": 12
+    }  # fmt: skip
+    assert [e.values["number"][0] for e in tables["elements"]] == [str(n) for n in range(1, 119)]
+    assert len({e.values["symbol"][0] for e in tables["elements"]}) == 118
+    assert len(tables["planets"]) == 8
+    for q in free:
+        assert len(q.names) == 3 and len(q.retellings) == 2 and len(q.wrong) == 3 and q.names[0].endswith("?")
+        for text in [q.answer, *q.retellings]:
+            assert all(world.pattern_of(phrases).search(text) for phrases in q.keys), (q.name, text)
+        for text in q.wrong:
+            assert not all(world.pattern_of(phrases).search(text) for phrases in q.keys), (q.name, text)
+
+
+def test_every_attribute_has_wordings_of_every_kind():
+    entities, _ = world.load_facts()
+    wordings = world.load_wordings()
+    assert set(wordings) == {(e.table, a) for e in entities for a in e.values}
+    for key, uses in wordings.items():
+        assert {"state", "answer", "ask", "request", "unseen", "cloze"} <= set(uses), key
+        assert len(uses["state"]) >= 5 and set(uses["answer"]) <= set(uses["state"]), key
+        assert not set(uses["unseen"]) & {t for use in uses for t in uses[use] if use != "unseen"}, key
+
+
+def test_the_same_seed_makes_the_same_bytes(made, tmp_path):
+    world.write(made, tmp_path / "a")
+    world.write(world.build(seed=3), tmp_path / "b")
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == ["corpus.txt", "dev.jsonl", "sft.jsonl", "test.jsonl", "train.jsonl", "val.txt"]
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert world.build(seed=4)["corpus"] != made["corpus"]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_held_out_entities_are_nowhere_in_the_fine_tuning_set(seed, tmp_path):
+    """Read from the files, as whole words, in capitals or not."""
+    world.write(world.build(seed), tmp_path)
+    text = (tmp_path / "sft.jsonl").read_text(encoding="utf-8")
+    texts = "\n".join(m["content"] for line in text.splitlines() for m in json.loads(line)["messages"])
+    entities, _ = world.load_facts()
+    names = {e.name: e.names for e in entities}
+    asked = {}
+    for side in ("dev", "test"):
+        asked[side] = [json.loads(line) for line in (tmp_path / f"{side}.jsonl").read_text(encoding="utf-8").splitlines()]
+        for item in asked[side]:
+            for name in names.get(item["name"], [item["name"]]):
+                bare = re.escape(re.sub("^the ", "", name, flags=re.IGNORECASE))
+                assert not re.search(rf"(?<!\w){bare}(?!\w)", texts, re.IGNORECASE), name
+            assert item["prompt"] not in texts and item["response"] not in texts
+    assert not {i["name"] for i in asked["dev"]} & {i["name"] for i in asked["test"]}
+    assert any(item["prompt"] == world.SEASONS for item in asked["test"]) and "seasons" not in texts
+    total = len(entities) + 124
+    assert 0.2 < len({i["name"] for i in asked["test"]}) / total < 0.4
+    assert 0.12 < len({i["name"] for i in asked["dev"]}) / total < 0.28
+
+
+def test_unseen_wordings_are_unseen(made):
+    prompts = {m["content"] for d in made["sft"] for m in d["messages"] if m["role"] == "user"}
+    unseen = [template for uses in world.load_wordings().values() for template in uses["unseen"]]
+    patterns = [re.compile(re.sub(r"\\{\w+\\}", ".+", re.escape(t)), re.IGNORECASE) for t in unseen]
+    assert not [(p, q.pattern) for p in prompts for q in patterns if q.fullmatch(p)]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_names_that_contain_one_another_share_a_side(seed):
+    entities, free = world.load_facts()
+    sides = world.split_entities(entities, free, seed)
+    for a, b in [("Mercury", "mercury"), ("Turkey", "turkey"), ("Guinea", "Papua New Guinea"), ("Guinea", "Equatorial Guinea"), ("Sudan", "South Sudan")]:
+        assert sides[a] == sides[b]
+    assert sides[world.SEASONS] == "test"
+
+
+def test_the_corpus_is_full_of_quizzes(made):
+    corpus = "\n\n".join(made["corpus"])
+    assert corpus.count("\nA) ") > 2000
+    for document in made["corpus"]:  # a bare question is always followed by options
+        lines = document.split("\n")
+        for line, following in zip(lines, lines[1:] + [""]):
+            if line.endswith("?") and not re.match(r"\w+: ", line):
+                assert following.startswith("A) "), document
+    assert all("\n\n" not in document for document in made["corpus"])

@@ -1,0 +1,166 @@
+"""Fine-tuning: what becomes of a conversation, and what the loss looks at."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from data import Tokenizer
+from model import GPT, GPTConfig
+from sft import as_messages, batches_of_similar_length, encode, pad, read_conversations, sft_data_collator
+
+TEXT = "What is the capital of Kenya? The capital of Kenya is Nairobi. And of Peru? It is Lima. Thank you. " * 10
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train([TEXT], 300)
+
+
+class Words:
+    """The word tokenizer of the text that this project follows, made to work: its own lacked "the"."""
+
+    def __init__(self, vocab, user, assistant, end, pad=0):
+        self.vocab, self.user, self.assistant, self.end, self.pad = vocab, user, assistant, end, pad
+
+    def encode(self, text):
+        return [self.vocab[word] for word in text.split()]
+
+
+def test_first_mask_table_of_the_text():
+    words = Words({"Explain": 7, "gravity": 8, "Gravity": 11, "is": 12, "a": 13, "force": 14}, user=6, assistant=10, end=9)
+    batch = sft_data_collator([{"prompt": "Explain gravity", "response": "Gravity is a force"}], words)
+    assert batch["input_ids"].tolist() == [[6, 7, 8, 9, 10, 11, 12, 13, 14, 9]]
+    assert batch["labels"].tolist() == [[-100, -100, -100, -100, -100, 11, 12, 13, 14, 9]]
+
+
+def test_second_mask_table_of_the_text():
+    vocab = {"The": 1, "the": 1, "quick": 2, "brown": 3, "fox": 4, "jumps": 5, "over": 6, "lazy": 7, "dog": 8}
+    vocab.update({"What": 12, "is": 13, "a": 14, "?": 15})
+    words = Words(vocab, user=9, assistant=10, end=11)
+    pairs = [("The quick brown fox", "jumps over the lazy dog"), ("What is a dog ?", "a lazy brown fox")]
+    batch = sft_data_collator([{"prompt": p, "response": r} for p, r in pairs], words)
+    assert batch["input_ids"].tolist() == [[9, 1, 2, 3, 4, 11, 10, 5, 6, 1, 7, 8, 11], [9, 12, 13, 14, 8, 15, 11, 10, 14, 7, 3, 4, 11]]
+    assert batch["labels"].tolist() == [[-100] * 7 + [5, 6, 1, 7, 8, 11], [-100] * 8 + [14, 7, 3, 4, 11]]
+
+
+def test_collator_token_by_token(tokenizer):
+    t = tokenizer
+    batch = sft_data_collator(
+        [
+            {"prompt": "capital of Peru?", "response": "Lima."},
+            {"messages": [{"role": "user", "content": c} if i % 2 == 0 else {"role": "assistant", "content": c} for i, c in enumerate(["a", "b", "c", "d"])]},
+        ],
+        t,
+    )
+    e = t.encode
+    first = [t.user, *e("capital of Peru?"), t.end, t.assistant, *e("Lima."), t.end]
+    second = [t.user, *e("a"), t.end, t.assistant, *e("b"), t.end, t.user, *e("c"), t.end, t.assistant, *e("d"), t.end]
+    T = max(len(first), len(second))
+    assert batch["input_ids"].dtype == batch["labels"].dtype == torch.int64
+    assert batch["input_ids"].tolist() == [row + [t.pad] * (T - len(row)) for row in (first, second)]
+    supervised = [len(e("Lima.")) + 1, len(e("b")) + 1 + len(e("d")) + 1]
+    assert (batch["labels"] != -100).sum(dim=1).tolist() == supervised
+    kept = batch["labels"] != -100
+    assert (batch["labels"][kept] == batch["input_ids"][kept]).all()
+    assert batch["labels"][0][kept[0]].tolist() == [*e("Lima."), t.end]
+
+
+def test_a_padded_batch_is_its_rows_one_by_one(tokenizer):
+    """The same loss and the same gradients, so neither padding nor neighbours are seen."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=64, vocab_size=tokenizer.n_vocab, n_layer=2, n_head=2, n_embd=32))
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    examples = [{"prompt": "Kenya?", "response": "Nairobi. " * n} for n in (1, 3, 6)]
+    batch = sft_data_collator(examples, tokenizer)
+    logits, loss = model(batch["input_ids"], batch["labels"])
+    loss.backward()
+    together = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    rows = [sft_data_collator([example], tokenizer) for example in examples]
+    total = 0.0
+    for row in rows:
+        part, mean = model(row["input_ids"], row["labels"])
+        (mean * len(part) / len(logits)).backward()
+        total += mean.item() * len(part) / len(logits)
+    assert total == pytest.approx(loss.item(), rel=1e-5)
+    for a, p in zip(together, model.parameters()):
+        torch.testing.assert_close(a, p.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_only_the_assistants_words_have_a_gradient(tokenizer):
+    """The embedding's gradient, taken at the head, is untouched by a change of a masked label."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=64, vocab_size=tokenizer.n_vocab, n_layer=1, n_head=2, n_embd=32))
+    batch = sft_data_collator([{"prompt": "capital of Peru?", "response": "Lima."}], tokenizer)
+    logits, loss = model(batch["input_ids"], batch["labels"])
+    n = len(tokenizer.encode("Lima.")) + 1
+    assert logits.shape == (n, tokenizer.n_vocab)
+    everything = model(batch["input_ids"], batch["input_ids"])[0]
+    torch.testing.assert_close(logits, everything[-n:])  # the last n positions: the response and its end
+
+
+def test_long_conversations_lose_their_oldest_turns(tokenizer):
+    t = tokenizer
+    turns = [{"role": role, "content": text} for text in ("a", "b", "c") for role in ("user", "assistant")]
+    last = encode({"messages": turns[4:]}, t)
+    last_two = encode({"messages": turns[2:]}, t)
+    assert encode({"messages": turns}, t, block_size=100) == encode({"messages": turns}, t)
+    assert encode({"messages": turns}, t, block_size=len(last_two[0])) == last_two
+    assert encode({"messages": turns}, t, block_size=len(last_two[0]) - 1) == last
+    assert encode({"messages": turns}, t, block_size=len(last[0]) - 1) is None
+    system = [{"role": "system", "content": "S"}]
+    assert encode({"messages": system + turns}, t, block_size=len(last[0]) + 4) == encode({"messages": system + turns[4:]}, t)
+
+
+def test_what_leaves_nothing_to_learn_is_dropped_or_refused(tokenizer):
+    long = {"prompt": "Kenya", "response": "Nairobi " * 100}
+    short = {"prompt": "Kenya", "response": "Nairobi"}
+    assert len(sft_data_collator([long, short], tokenizer, block_size=32)["labels"]) == 1
+    with pytest.raises(ValueError, match="no conversation fits"):
+        sft_data_collator([long], tokenizer, block_size=32)
+    with pytest.raises(ValueError, match="nothing to learn"):
+        sft_data_collator([{"messages": [{"role": "user", "content": "Kenya"}]}], tokenizer)
+
+
+def test_three_formats():
+    pair = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert as_messages({"prompt": "a", "response": "b"}) == pair
+    assert as_messages({"messages": pair}) == pair
+    assert as_messages({"instruction": "a", "input": "", "output": "b"}) == pair
+    assert as_messages({"instruction": "a", "output": "b"}) == pair
+    assert as_messages({"instruction": "a", "input": "c", "output": "b"})[0]["content"] == "a\n\nc"
+    for wrong in ([], "a", {"prompt": "a"}, {"prompt": 3, "response": "b"}, {"promt": "a", "response": "b"}):
+        with pytest.raises(ValueError):
+            as_messages(wrong)
+
+
+def test_json_lines_and_arrays_are_read_alike(tmp_path):
+    examples = [{"prompt": "질문", "response": "답 🦜"}, {"prompt": "a\u2028b", "response": "c"}]
+    lines, array = tmp_path / "my data.jsonl", tmp_path / "한국어.json"
+    lines.write_bytes("\r\n\r\n".join(json.dumps(e, ensure_ascii=False) for e in examples).encode())
+    array.write_text("\ufeff" + json.dumps(examples, indent=2), encoding="utf-8")
+    assert [e for _, e in read_conversations(lines)] == [e for _, e in read_conversations(array)] == examples
+    assert read_conversations(lines)[1][0] == f"{lines} line 3"
+
+
+def test_every_conversation_comes_once_an_epoch_among_similar_ones():
+    rng = np.random.default_rng(0)
+    rows = [([i] * n, [-100] * (n - 1) + [i]) for i, n in enumerate(rng.integers(2, 100, size=501))]
+    batch_of = batches_of_similar_length(rows, 16, seed=1, pad_id=9999)
+    epoch = [batch_of(step) for step in range(32)]
+    seen = [row[0].item() for batch in epoch for row in batch["input_ids"]]
+    assert sorted(seen) == list(range(501))
+    tokens = sum((batch["input_ids"] != 9999).sum().item() for batch in epoch)
+    assert tokens / sum(batch["input_ids"].numel() for batch in epoch) > 0.9  # under 10% padding
+    second = [row[0].item() for step in range(32, 64) for row in batch_of(step)["input_ids"]]
+    assert sorted(second) == sorted(seen) and second != seen
+    again = batches_of_similar_length(rows, 16, seed=1, pad_id=9999)
+    assert torch.equal(again(40)["input_ids"], batch_of(40)["input_ids"])  # a function of the step alone
+
+
+def test_pad_labels_are_not_scored():
+    batch = pad([([1, 2, 3], [-100, 2, 3]), ([4], [4])], pad_id=7)
+    assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 7, 7]] and batch["labels"].tolist() == [[-100, 2, 3], [4, -100, -100]]
