@@ -31,7 +31,7 @@ from data.text import InputError, Rows, open_tokens
 from model import GPT, GPTConfig
 
 FORMAT = "parrot checkpoint 1"
-EXAMPLES = [  # shown side by side; those of the embedded world's entities that fine-tuning was trained on are marked
+EXAMPLES = [  # shown side by side
     world.SEASONS,
     "What is the capital of Kenya?",
     "Who wrote Don Quixote?",
@@ -282,7 +282,7 @@ def score_tuned(model, tokenizer, items, scorer, key="prompt"):
 
 
 @torch.inference_mode()
-def text_loss(model, tokens, tokenizer, progress=None):
+def text_loss(model, tokens, tokenizer):
     """How well the model predicts a text, every token of it but the first. tokens: (n,) integers.
 
     Returns (nats per token, bits per byte of the text). Dropout is off.
@@ -375,21 +375,25 @@ def compare(base_path, tuned_path, side="test", device="cpu"):
         for prompt, a, b in zip(EXAMPLES, respond(base, tokenizer, EXAMPLES, chat=False), respond(*models["tuned"], EXAMPLES))
     ]
     results = {"examples": examples}
-    tokens_path = base_path.with_name("val.bin")
-    tokens = open_tokens(tokens_path, tokenizer) if tokens_path.exists() else None
-    folder = base_path.with_name("world")
+    folder, tokens_path = base_path.with_name("world"), base_path.with_name("val.bin")
+    progress = Progress("compare", 4 * len(models))
     if folder.exists():
         items, own = read_jsonl(folder / f"{side}.jsonl"), read_jsonl(folder / "train.jsonl")
         scorer = Scorer()
         results |= {"side": side, "questions": len(items), "base": score_base(base, tokenizer, items, scorer)}
-        for name in list(models)[1:]:
+        for i, name in enumerate(list(models)[1:], start=1):
+            progress.update(4 * i, f"{name} on held-out questions")
             results[name] = score_tuned(*models[name], items, scorer)
+            progress.update(4 * i + 1, f"{name} on other wordings")
             results[name]["unseen"] = score_tuned(*models[name], items, scorer, "unseen")["answered"]
+            progress.update(4 * i + 2, f"{name} on its own half")
             results[name]["train"] = score_tuned(*models[name], own, scorer)["answered"]
-    if tokens is not None:
+    if tokens_path.exists():
+        tokens = open_tokens(tokens_path, tokenizer)
         for name in models:
             nats, bits = text_loss(models[name][0], tokens, tokenizer)
             results.setdefault(name, {}).update(val_loss=nats, val_bpb=bits)
+    progress.update(progress.total)
     return results
 
 

@@ -36,8 +36,8 @@ class SFTConfig(TrainConfig):
     random_weights: bool = setting(False, "start from random weights instead, as a control; writes random.pt")
     max_steps: int = setting(250, "optimizer steps")
     # Small steps: at a third of pretraining's rate the model learns its conversations by heart and confuses what it knew.
-    lr: float = setting(0.003, "learning rate of the matrices inside the blocks (Muon)")
-    embed_lr: float = setting(0.00003, "learning rate of the embedding and the head (AdamW)")
+    lr: float = setting(0.001, "learning rate of the matrices inside the blocks (Muon)")
+    embed_lr: float = setting(0.01, "learning rate of the embedding and the head (AdamW)")
     cooldown: float = setting(0.8, "share of the steps, the last ones, in which the learning rates fall to zero")
     eval_every: int = setting(100, "steps between measurements of the validation loss")
 
@@ -182,6 +182,17 @@ def batches_of_similar_length(rows, batch_size, seed, pad_id):
 # What is shown, and the stage itself
 
 
+def learn_special_tokens_alone(model, tokenizer):
+    """Of the embedding, let fine-tuning change the rows of <|user|>, <|assistant|>, <|end|> and their like alone.
+
+    Pretraining never met them, so they have everything to learn, and fast. The words have not: were those that the
+    conversations mention moved, they would part from those they do not mention, and what is known of these would be lost.
+    """
+    special = torch.zeros(tokenizer.n_vocab, 1, device=model.embed.weight.device)
+    special[tokenizer.endoftext :] = 1.0
+    model.embed.weight.register_hook(lambda grad: grad * special)
+
+
 def show_mask(row, tokenizer):
     """One conversation, token by token: its id, its label, and whether the loss looks at it."""
     print(f"{'token':>16}  {'input_id':>8}  {'label':>6}  counted")
@@ -220,6 +231,7 @@ def main(argv=None):
     model, tokenizer = compare.load(base_path, device)
     if config.random_weights:
         model = GPT(model.config).to(device)
+    learn_special_tokens_alone(model, tokenizer)
     data = Path(args.data or base_path.with_name("world") / "sft.jsonl")
     if not args.data and not data.exists():
         raise InputError("command line", f"the base model was not trained on the embedded world ({data} is missing)", "name conversations with --data")

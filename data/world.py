@@ -23,13 +23,15 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROUNDS = 4  # how many times the corpus goes through all facts, in other wordings and another order
-# Who asks and who answers in the texts, and what stands between. Many, so that a new pair, <|user|> and <|assistant|>, is only one more.
+# Who asks and who answers in the texts, and what stands after their names: many, so that one more pair, <|user|> and
+# <|assistant|>, is nothing new.
 SPEAKERS = [("Q", "A"), ("Question", "Answer"), ("Student", "Teacher"), ("Reader", "Editor"), ("Guest", "Host"), ("Child", "Parent")]
 NAMES = "Ada Ben Cleo Dan Eva Finn Gus Hana Ida Jon Kim Leo Mia Noah Olga Paul Rosa Sam Tom Uma Vera Will Yuri Zoe".split()
-MARKS = [":", ":", " -", ">", "."]
-QUIZ_SHARE = 0.35  # of all facts, in each round
-FREE_COPIES = 3  # how often a free question is told in a round: its answers are longer and share nothing with others
-FREE_DIALOGUES = 4  # copies of each in the fine-tuning set
+MARKS = [":", ":", ":", " -", ">", " =", " |", " /", " says", " *", ",", ";", "~"]
+REQUESTS = 0.4  # of what is asked in the texts is put as a request, not as a question
+QUIZ_SHARE = 0.2  # of all facts, in each round
+FREE_COPIES = 6  # how often a free question is told in a round: its answers are longer and share nothing with others
+FREE_DIALOGUES = 3  # copies of each in the fine-tuning set
 PAIRS_PER_FACT = 5  # wordings of a question in the fine-tuning set
 FOLLOW_UPS = 0.2  # of the facts that have a neighbour to start from
 SMALLTALK_COPIES = 6
@@ -177,7 +179,7 @@ class Writer:
     def say(self, fact, use):
         """One wording of a fact: a statement, a question ..."""
         if isinstance(fact, FreeQuestion):
-            texts = {"state": [fact.answer, *fact.retellings], "answer": [fact.answer], "ask": fact.names}
+            texts = {"state": [fact.answer, *fact.retellings], "answer": [fact.answer], "ask": fact.names, "request": fact.names}
             return self.rng.choice(texts[use])
         entity, attribute = fact
         return fill(self.rng.choice(self.wordings[entity.table, attribute][use]), entity, attribute)
@@ -201,13 +203,15 @@ class Writer:
             for group in chunks(facts, self.rng, 3, 6):
                 yield " ".join(self.say(fact, "state") for fact in group)
 
-    def faqs(self):
+    def dialogues(self):
         """Lists of questions that somebody asks and somebody answers."""
-        for group in chunks(self.facts + self.free * FREE_COPIES, self.rng, 2, 4):
-            asks, answers = self.rng.choice([*SPEAKERS, self.rng.sample(NAMES, 2), self.rng.sample(NAMES, 2), self.rng.sample(NAMES, 2)])
-            mark, between = self.rng.choice(MARKS), self.rng.choice("\n\n ")
+        alone = [(e, a) for e, a in self.facts if len(e.values) == 1]  # twice, for their names come up so seldom
+        for group in chunks(self.facts + alone + self.free * FREE_COPIES, self.rng, 2, 4):
+            asks, answers = self.rng.choice(SPEAKERS) if self.rng.random() < 0.5 else self.rng.sample(NAMES, 2)
+            mark, between = self.rng.choice(MARKS), self.rng.choice(["\n", "\n", " "])
+            use = lambda: "request" if self.rng.random() < REQUESTS else "ask"
             say = self.say
-            yield "\n".join(f"{asks}{mark} {say(fact, 'ask')}{between}{answers}{mark} {say(fact, 'answer')}" for fact in group)
+            yield "\n".join(f"{asks}{mark} {say(fact, use())}{between}{answers}{mark} {say(fact, 'answer')}" for fact in group)
 
     def quizzes(self, share):
         """Quiz sheets over a share of the facts and all free questions: a question, options A) to D), the right one, and why."""
@@ -231,7 +235,7 @@ class Writer:
         """All kinds of documents, shuffled. Returns a list of str."""
         documents = []
         for _ in range(rounds):
-            documents += [*self.entries(), *self.boxes(), *self.paragraphs(), *self.faqs(), *self.quizzes(QUIZ_SHARE)]
+            documents += [*self.entries(), *self.boxes(), *self.paragraphs(), *self.dialogues(), *self.quizzes(QUIZ_SHARE)]
         self.rng.shuffle(documents)
         return documents
 
