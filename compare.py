@@ -12,10 +12,10 @@ stored. This file also holds what both stages share around the training: checkpo
 import argparse
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import os
-import pickle
 import re
 import shutil
 import sys
@@ -57,13 +57,14 @@ def command(main):
 
     @functools.wraps(main)
     def wrapper(argv=None):
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="replace")  # a console that lacks a letter shows "?" for it
         try:
             return main(argv)
         except InputError as error:
             print("error:", " ".join(str(error).split()), file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
-            print("\nstopped", file=sys.stderr)
             sys.exit(130)
 
     return wrapper
@@ -89,7 +90,8 @@ class Progress:
         filled = 20 * done // self.total
         line = f"{self.label} [{'#' * filled}{'.' * (20 - filled)}] {done}/{self.total} {text}  {clock(left)} left"
         if self.live:
-            print("\r" + line[: shutil.get_terminal_size().columns - 1].ljust(79), end="\n" if last else "", file=sys.stderr)
+            width = shutil.get_terminal_size().columns - 1
+            print("\r" + line[:width].ljust(width), end="\n" if last else "", file=sys.stderr, flush=True)
         else:
             print(line, file=sys.stderr)
 
@@ -126,13 +128,22 @@ def read_checkpoint(path):
     if not path.exists():
         stage = "sft.py" if path.name == "sft.pt" else "pretrain.py"
         raise InputError(path, "no such checkpoint", f"make it with python {stage}, or name another")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)  # data only: nothing in it is executed
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(path, f"not a checkpoint that can be read ({type(error).__name__})", "train it again") from None
+    state = read_torch(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(path, f'not a checkpoint of this program ("{FORMAT}")', "train it again")
     return state
+
+
+def read_torch(path):
+    """torch.load, of data only: nothing in the file is executed. Raises InputError for a file that is damaged or another's."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a file of other bytes makes the unpickler stumble over
+        raise InputError(path, f"not a checkpoint that can be read ({type(error).__name__})", "make it again") from None
+
+
+def sha256(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def load(path, device="cpu"):
@@ -152,8 +163,12 @@ def pick_device(name):
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return next(device for device in there if there[device])
-    if not there.get(name.split(":")[0]):
-        raise InputError("--device", f"there is no {name} here", "use one of " + ", ".join(d for d in there if there[d]))
+    try:
+        if not there.get(name.split(":")[0]):
+            raise RuntimeError
+        torch.zeros((), device=name)
+    except (RuntimeError, AssertionError):
+        raise InputError("--device", f"there is no {name} here", "use " + " or ".join(d for d in there if there[d])) from None
     return name
 
 
@@ -161,7 +176,7 @@ def pick_device(name):
 # Completions
 
 
-def complete(model, tokenizer, prompts, chat=True, max_new_tokens=64, temperature=0.0, top_k=None):
+def complete(model, tokenizer, prompts, chat=True, max_new_tokens=64, temperature=0.0):
     """What the model makes of each prompt. Returns [(text, stopped)]: stopped is True if it ended by itself.
 
     chat=True puts each prompt in the chat template; chat=False continues it as the beginning of a document.
@@ -175,10 +190,10 @@ def complete(model, tokenizer, prompts, chat=True, max_new_tokens=64, temperatur
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # similar lengths together: little padding
     for start in range(0, len(order), 256):
         some = order[start : start + 256]
-        new = model.generate([rows[i] for i in some], max_new_tokens, temperature, top_k, stop=stop)
+        new = model.generate([rows[i] for i in some], max_new_tokens, temperature, stop=stop)
         for i, ids in zip(some, new):
             stopped = bool(ids) and ids[-1] == stop
-            completions[i] = (tokenizer.decode(ids[: len(ids) - stopped]), stopped)
+            completions[i] = (tokenizer.decode(ids[:-1] if stopped else ids), stopped)
     return completions
 
 
@@ -194,12 +209,6 @@ def respond(model, tokenizer, prompts, chat=True, max_new_tokens=64, temperature
 OPTIONS = re.compile(r"^\s*[A-D]\)", re.MULTILINE)
 
 
-def whole_words(phrases, flags=0):
-    """A pattern for any of the phrases as whole words, the longest first."""
-    ordered = sorted(set(phrases), key=len, reverse=True)
-    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, ordered))})(?!\w)", flags)
-
-
 class Scorer:
     """Decides whether a completion answers a question of the embedded world (the rules stand in data/README.md)."""
 
@@ -208,7 +217,7 @@ class Scorer:
         for entity in world.load_facts()[0]:
             for attribute, accepted in entity.values.items():
                 values.setdefault((entity.table, attribute), set()).update(accepted)
-        self.patterns = {key: whole_words(v) for key, v in values.items()}
+        self.patterns = {key: world.pattern_of(v, flags=0) for key, v in values.items()}
 
     def answered(self, item, text):
         """Whether the text is a statement with a right value and none of the attribute's other values.
@@ -221,8 +230,8 @@ class Scorer:
 
     def right(self, item, text):
         if "keys" in item:
-            return all(whole_words(phrases, re.IGNORECASE).search(text) for phrases in item["keys"])
-        name = whole_words([world.bare(item["name"])], re.IGNORECASE)
+            return all(world.pattern_of(phrases).search(text) for phrases in item["keys"])
+        name = world.pattern_of([world.bare(item["name"])])
         if not any(name.search(value) for value in item["accept"]):  # "Mexico" is part of the value "Mexico City"
             text = name.sub(" ", text)
         found = set(self.patterns[item["table"], item["attribute"]].findall(text))
@@ -250,12 +259,16 @@ def by_attribute(items, flags):
     return counts
 
 
+def first_paragraph(text):
+    """What counts, and is shown, of a base model, which would go on and on: its text up to the first blank line."""
+    return text.strip("\n").split("\n\n")[0]
+
+
 def score_base(model, tokenizer, items, scorer):
     """What the base model makes of the questions, put in four ways. Returns a dict of shares, 0 to 1."""
-    first = lambda text: text.strip("\n").split("\n\n")[0]  # of a base model only the text up to a blank line counts
     questions = [item["prompt"] for item in items]
-    plain = [first(t) for t in respond(model, tokenizer, questions, chat=False, max_new_tokens=40)]
-    chat = [first(t) for t in respond(model, tokenizer, questions, chat=True, max_new_tokens=40)]
+    plain = [first_paragraph(t) for t in respond(model, tokenizer, questions, chat=False, max_new_tokens=40)]
+    chat = [first_paragraph(t) for t in respond(model, tokenizer, questions, chat=True, max_new_tokens=40)]
     faq = [t.strip().split("\n")[0] for t in respond(model, tokenizer, [i["faq"] for i in items], chat=False, max_new_tokens=40)]
     cloze = respond(model, tokenizer, [i["cloze"] for i in items], chat=False, max_new_tokens=24)
     return {
@@ -338,7 +351,7 @@ def show_scores(scores):
 
 def show_examples(examples):
     """examples: [{"prompt", "base", "tuned"}]"""
-    print("\n".join(side_by_side("BASE", "TUNED")))
+    print("  " + side_by_side("BASE", "TUNED", 78)[0])
     for example in examples:
         print("-" * 80)
         print("\n".join(textwrap.wrap(example["prompt"], 80)))
@@ -346,16 +359,11 @@ def show_examples(examples):
     print("-" * 80)
 
 
-def first_document(text, lines=6):
-    """What is shown of a base model, which would go on and on: the first lines."""
-    return "\n".join(text.strip("\n").split("\n\n")[0].split("\n")[:lines])
-
-
 def show_parrot(model, tokenizer, prompts):
     """What a base model makes of some prompts, each the beginning of a document."""
     for prompt, text in zip(prompts, respond(model, tokenizer, prompts, chat=False, max_new_tokens=64)):
         print(f"\n> {prompt}")
-        print("\n".join("  " + line for paragraph in first_document(text).split("\n") for line in textwrap.wrap(paragraph, 78)))
+        print("\n".join("  " + line for paragraph in first_paragraph(text).split("\n") for line in textwrap.wrap(paragraph, 78)))
 
 
 def read_jsonl(path):
@@ -365,19 +373,22 @@ def read_jsonl(path):
 
 def compare(base_path, tuned_path, side="test", device="cpu"):
     """Everything that is shown and written: scores (on the embedded world) and examples. Returns a dict."""
-    base, tokenizer = load(base_path, device)
-    tuned, tuned_tokenizer = load(tuned_path, device)
-    models = {"base": (base, tokenizer), "tuned": (tuned, tuned_tokenizer)}
-    if tuned_path.with_name("random.pt").exists():
-        models["random"] = load(tuned_path.with_name("random.pt"), device)
+    state, tuned_state = read_checkpoint(base_path), read_checkpoint(tuned_path)
+    base_hash, control_path = sha256(base_path), tuned_path.with_name("random.pt")
+    if tuned_state.get("base_sha256") != base_hash:
+        raise InputError(tuned_path, f"was not tuned from {base_path} as it is now", "run python sft.py again")
+    models = {"base": load(base_path, device), "tuned": load(tuned_path, device)}
+    if control_path.exists() and read_checkpoint(control_path).get("base_sha256") == base_hash:
+        models["random"] = load(control_path, device)
+    base, tokenizer = models["base"]
     examples = [
-        {"prompt": prompt, "base": first_document(a), "tuned": b}
+        {"prompt": prompt, "base": first_paragraph(a), "tuned": b}
         for prompt, a, b in zip(EXAMPLES, respond(base, tokenizer, EXAMPLES, chat=False), respond(*models["tuned"], EXAMPLES))
     ]
     results = {"examples": examples}
-    folder, tokens_path = base_path.with_name("world"), base_path.with_name("val.bin")
+    folder, tokens_path, stamp = (base_path.with_name(name) for name in ("world", "val.bin", "val.sha256"))
     progress = Progress("compare", 4 * len(models))
-    if folder.exists():
+    if "world" in state["trained_on"] and folder.exists():
         items, own = read_jsonl(folder / f"{side}.jsonl"), read_jsonl(folder / "train.jsonl")
         scorer = Scorer()
         results |= {"side": side, "questions": len(items), "base": score_base(base, tokenizer, items, scorer)}
@@ -388,7 +399,7 @@ def compare(base_path, tuned_path, side="test", device="cpu"):
             results[name]["unseen"] = score_tuned(*models[name], items, scorer, "unseen")["answered"]
             progress.update(4 * i + 2, f"{name} on its own half")
             results[name]["train"] = score_tuned(*models[name], own, scorer)["answered"]
-    if tokens_path.exists():
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == state["fingerprints"]["val.bin"]:
         tokens = open_tokens(tokens_path, tokenizer)
         for name in models:
             nats, bits = text_loss(models[name][0], tokens, tokenizer)
@@ -413,7 +424,7 @@ def main(argv=None):
             raise InputError("--ask", "the prompt is empty", "type a question")
         base, tuned = load(base_path, device), load(tuned_path, device)
         answer = respond(*tuned, [args.ask])[0]
-        show_examples([{"prompt": args.ask, "base": first_document(respond(*base, [args.ask], chat=False)[0]), "tuned": answer}])
+        show_examples([{"prompt": args.ask, "base": first_paragraph(respond(*base, [args.ask], chat=False)[0]), "tuned": answer}])
         return
     started = time.perf_counter()
     results = compare(base_path, tuned_path, args.side, device)

@@ -22,7 +22,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-EMBED_STD = 0.005
+EMBED_STD = 0.005  # small, so that a fresh model's logits are near 0; as an input, a row is normalised anyway
 IGNORE_INDEX = -100  # a label with this value is not scored; the field's convention
 
 
@@ -37,7 +37,7 @@ class GPTConfig:
 
 
 def norm(x):
-    """Scale each vector of the last dimension to mean 0 and variance 1 (Ba et al. 2016, arXiv 1607.06450).
+    """Scale each vector of the last dimension of x, (..., C), to mean 0 and variance 1 (Ba et al. 2016, arXiv 1607.06450).
 
     Without learned scales: the matrices that follow can learn them. (RMS normalisation would do as well, but
     torch's runs the slower of the two on a CPU.)
@@ -83,6 +83,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
 
     def forward(self, x, rotary, mask, cache=None):
+        """x: (B, T, C); rotary: (cos, sin), see rotate(); mask: see attend(). Returns (B, T, C)."""
         B, T, C = x.shape
         split = lambda y: y.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, T, C) -> (B, H, T, D)
         q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))
@@ -102,10 +103,13 @@ class MLP(nn.Module):
         self.down = nn.Linear(4 * config.n_embd, config.n_embd, bias=False)
 
     def forward(self, x):
+        """x: (B, T, C). Returns (B, T, C)."""
         return self.down(F.relu(self.up(x)).square())
 
 
 class Block(nn.Module):
+    """One layer: what attention gathers, then what the MLP makes of it, each added onto the residual stream x, (B, T, C)."""
+
     def __init__(self, config):
         super().__init__()
         self.attention = Attention(config)
@@ -135,6 +139,7 @@ class Cache:
 class CrossEntropy(torch.autograd.Function):
     """-log softmax(logits)[target] for every row, and its derivative, softmax(logits) - onehot(target).
 
+    logits: (N, V); targets: (N,) int64, each from 0 to V - 1. Gives (N,) float32.
     Works through a slice of rows at a time, so that only a slice is ever held in float32.
     """
 
@@ -265,9 +270,12 @@ class GPT(nn.Module):
         stop: a token id that ends a row (it is the row's last token), or None.
         Returns a list of lists: the new ids of each row, without its prompt.
         When a row outgrows block_size, its last half block is kept and the cache is filled again from it.
+        Raises ValueError for an empty prompt, a temperature below 0 or a top_k below 1.
         """
         if any(len(p) == 0 for p in prompts):
             raise ValueError("every prompt needs at least one token")
+        if temperature < 0 or (top_k is not None and top_k < 1):
+            raise ValueError(f"temperature must be at least 0 and top_k at least 1, not {temperature} and {top_k}")
         device, block_size = self.embed.weight.device, self.config.block_size
         was_training = self.training
         self.eval()

@@ -15,11 +15,14 @@ import time
 STARTED = time.perf_counter()  # before torch is imported, so that the log counts from the start of the process
 
 import argparse
+import atexit
 import contextlib
 import dataclasses
 import functools
 import json
+import math
 import os
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 import compare
 from compare import InputError, Parser, Progress, clock, command, pick_device
 from data import Tokenizer, world
-from data.text import Rows, open_tokens, read_files, write_tokens
+from data.text import Rows, fills_a_row, open_tokens, read_files, write_tokens
 from model import GPT, IGNORE_INDEX, GPTConfig
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -52,13 +55,13 @@ class TrainConfig:
     resume: bool = setting(False, "go on with a run that was stopped")
     batch_size: int = setting(16, "rows of one optimizer step, over all processes")
     micro_batch_size: int = setting(0, "rows that a process puts through the network at once; 0: all of its share")
-    max_steps: int = setting(750, "optimizer steps")
+    max_steps: int = setting(700, "optimizer steps")
     lr: float = setting(0.02, "learning rate of the matrices inside the blocks (Muon)")
-    embed_lr: float = setting(0.01, "learning rate of the embedding and the head (AdamW)")
+    embed_lr: float = setting(0.01, "learning rate of the embedding, which is the head too (AdamW)")
     weight_decay: float = setting(0.0, "how strongly the matrices are pulled towards zero")
     warmup: float = setting(0.02, "share of the steps, the first ones, in which the learning rates rise")
     cooldown: float = setting(0.6, "share of the steps, the last ones, in which they fall to zero")
-    eval_every: int = setting(250, "steps between measurements of the validation loss")
+    eval_every: int = setting(350, "steps between measurements of the validation loss (rounded up to tens)")
 
 
 @dataclass
@@ -73,9 +76,18 @@ class PretrainConfig(TrainConfig):
 
 PRESETS = {
     "world": {},  # the defaults above: the embedded world in under four minutes on two cores
-    "small": dict(n_embd=192, block_size=128, vocab_size=1024, max_steps=800, weight_decay=0.1),  # a megabyte of text
-    "gpt2": dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=50304, batch_size=512, micro_batch_size=16, max_steps=10000),
+    "small": dict(n_embd=192, vocab_size=1024, max_steps=800, batch_size=16, weight_decay=0.1),  # about a megabyte of text
 }
+LOG_EVERY = 10  # steps
+SAVE_EVERY = 60  # seconds between saves of an unfinished run
+PROMPTS = [  # what the base model is shown with at the end
+    world.SEASONS,
+    "What is the capital of Kenya?",
+    "Who wrote Don Quixote?",
+    "Why is the sky blue on a clear day?",
+    "What does a panda eat?",
+    "The capital of France is",
+]
 
 
 def parse_options(parser, Config, argv, preset=lambda args: {}):
@@ -93,28 +105,31 @@ def parse_options(parser, Config, argv, preset=lambda args: {}):
     typed = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if getattr(args, f.name) is not None}
     config = Config(**{**preset(args), **typed})
     for f in dataclasses.fields(config):
-        value, least = getattr(config, f.name), 0 if f.name in ZERO_IS_FINE else 1
-        if f.type is int and value < least or f.type is float and not 0 <= value < float("inf"):
-            raise InputError(f"--{f.name}", f"{value} is out of range", f"give {least} or more")
+        value = getattr(config, f.name)
+        least = {"seed": 0, "micro_batch_size": 0, "block_size": 2}.get(f.name, 1)
+        if f.type is int and not least <= value < 2**63:
+            raise InputError(f"--{f.name}", f"{value} is out of range", f"give a whole number from {least}")
+        if f.type is float and not 0 <= value < (1 if f.name == "dropout" else float("inf")):
+            raise InputError(f"--{f.name}", f"{value} is out of range", "give a number from 0" + " to below 1" * (f.name == "dropout"))
     return config, args
 
-
-ZERO_IS_FINE = ("seed", "micro_batch_size")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The optimizer of the hidden matrices
 
 
-def orthogonalize(G, steps=5):
-    """Bring all singular values of each matrix near 1 and keep their directions. G: (n, rows, cols), any scale.
+def orthogonalize(G):
+    """Bring all singular values of each matrix near 1 and keep their directions.
+
+    G: (n, rows, cols), any scale. Returns the same shape.
 
     By a Newton-Schulz iteration: five times a polynomial of the matrix, tuned by Jordan et al. to pull any singular
     value from 0.01 to 1 into 0.7 to 1.2.
     """
     if G.size(1) > G.size(2):
-        return orthogonalize(G.mT, steps).mT
+        return orthogonalize(G.mT).mT
     X = G / (G.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(steps):
+    for _ in range(5):
         A = X @ X.mT
         X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
     return X
@@ -133,6 +148,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
+        """One update of every parameter, (rows, cols) each, from its gradient."""
         for group in self.param_groups:
             shapes = {}
             for p in group["params"]:
@@ -140,7 +156,9 @@ class Muon(torch.optim.Optimizer):
             for shape, params in shapes.items():
                 updates = []
                 for p in params:
-                    momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                    if "momentum" not in self.state[p]:
+                        self.state[p]["momentum"] = torch.zeros_like(p)
+                    momentum = self.state[p]["momentum"]
                     momentum.lerp_(p.grad, 1 - group["momentum"])
                     updates.append(p.grad.lerp(momentum, group["momentum"]))  # Nesterov: one step ahead
                 updates = orthogonalize(torch.stack(updates))
@@ -151,7 +169,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def make_optimizers(model, config):
-    """Muon for the matrices of the blocks, AdamW for the two tables that have a row for each token."""
+    """Muon for the matrices of the blocks, AdamW for the table that has a row for each token."""
     muon = Muon(model.blocks.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     adamw = torch.optim.AdamW(
         [model.embed.weight], lr=config.embed_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
@@ -213,13 +231,28 @@ def backward(network, batch, config, device, dtype):
     return loss_sum
 
 
+class CtrlC:
+    """While this is open, the first Ctrl-C only sets .pressed, so that the loop can stop between two steps."""
+
+    def __enter__(self):
+        self.pressed, self.before = False, signal.signal(signal.SIGINT, self.note)
+        return self
+
+    def note(self, *_):
+        self.pressed = True
+        signal.signal(signal.SIGINT, self.before)  # the second one stops at once
+
+    def __exit__(self, *_):
+        signal.signal(signal.SIGINT, self.before)
+
+
 def train(model, batches, config, name, evaluate=None, about=None):
-    """The only training loop. Trains the model in place, for config.max_steps optimizer steps.
+    """The only training loop. Trains the model in place, for config.max_steps optimizer steps, and leaves it in eval mode.
 
     batches(step): the step's whole batch, {"input_ids", "labels"}, each (B, T) int64; a pure function of step, which is
     what makes resuming exact and processes agree. evaluate(model): a dict to log, every config.eval_every steps and at
-    the end. name: of the log, and of the file that --resume needs while the run is unfinished. about: what must be the
-    same when it is resumed.
+    the end. name: of the log, and of the file that --resume needs while the run is unfinished. about: what else must
+    be the same when it is resumed. Returns the last row of the log, a dict. Raises InputError if the loss is no number.
     """
     rank, world_size = processes()
     device, out = model.embed.weight.device, Path(config.out)
@@ -231,16 +264,23 @@ def train(model, batches, config, name, evaluate=None, about=None):
         del about[key]
     step = tokens = 0
     if config.resume:
-        step, tokens = load_unfinished(unfinished, model, optimizers, about, log_path)
-    elif rank == 0:
-        log_path.write_text("", encoding="utf-8")
-    progress, saved, first = Progress(name, config.max_steps, step), time.perf_counter(), time.perf_counter()
-    mark = (step, tokens, first)  # where the current stretch of the log began
+        step, tokens = load_unfinished(unfinished, model, optimizers, about)
+    if rank == 0:
+        cut_log(log_path, step)
+        if not config.resume:
+            unfinished.unlink(missing_ok=True)
+    progress, saved = Progress(name, config.max_steps, step), time.perf_counter()
+    mark = (step, tokens, saved)  # where the current stretch of the log began
     losses = torch.zeros((), device=device)
     model.train()
-    try:
+    with CtrlC() as ctrl_c:
         while step < config.max_steps:
-            torch.manual_seed(hash((config.seed, step, rank)) % 2**63)  # dropout too is a function of the step
+            if ctrl_c.pressed:
+                if rank == 0:
+                    save_unfinished(unfinished, model, optimizers, step, tokens, about)
+                    print(f"\nStopped at step {step}. The same command with --resume goes on from here.")
+                raise KeyboardInterrupt
+            torch.manual_seed((config.seed * 1_000_003 + step) * 1009 + rank)  # dropout too is a function of the step
             for group in (g for o in optimizers for g in o.param_groups):
                 group["lr"] = group["peak_lr"] * lr_scale(step, config)
             batch = batches(step)
@@ -249,36 +289,30 @@ def train(model, batches, config, name, evaluate=None, about=None):
                 optimizer.step()
                 optimizer.zero_grad()
             step, tokens = step + 1, tokens + batch["input_ids"].numel()
-            if step % LOG_EVERY == 0 or step == config.max_steps:
-                if world_size > 1:
-                    dist.all_reduce(losses)
-                now = time.perf_counter()
-                loss, rate = losses.item() / (step - mark[0]), (tokens - mark[1]) / (now - mark[2])
-                if not np.isfinite(loss):
-                    raise InputError(f"step {step}", f"the loss is {loss}", "lower --lr and --embed_lr")
-                row = dict(step=step, tokens=tokens, seconds=round(now - STARTED, 3), loss=loss)
-                row.update(lr=optimizers[0].param_groups[0]["lr"], tokens_per_s=round(rate))
-                if evaluate and (step // config.eval_every > mark[0] // config.eval_every or step == config.max_steps):
-                    row.update(evaluate(model))
-                if rank == 0:
-                    with open(log_path, "a", encoding="utf-8") as log:
-                        log.write(json.dumps(row) + "\n")
-                    progress.update(step, f"loss {loss:.3f}  {rate:,.0f} tokens/s")
-                mark = (step, tokens, time.perf_counter())
-                losses.zero_()
-                if rank == 0 and now - saved > SAVE_EVERY:
+            if step % LOG_EVERY and step < config.max_steps:
+                continue
+
+            if world_size > 1:
+                dist.all_reduce(losses)
+            now = time.perf_counter()
+            loss, rate = losses.item() / (step - mark[0]), (tokens - mark[1]) / (now - mark[2])
+            if not math.isfinite(loss):
+                raise InputError(f"step {step}", f"the loss is {loss}", "lower --lr and --embed_lr")
+            row = dict(step=step, tokens=tokens, seconds=round(now - STARTED, 3), loss=loss)
+            row.update(lr=optimizers[0].param_groups[0]["lr"], tokens_per_s=round(rate))
+            if evaluate and (step // config.eval_every > mark[0] // config.eval_every or step == config.max_steps):
+                row.update(evaluate(model))
+            if rank == 0:
+                with open(log_path, "a", encoding="utf-8") as log:
+                    log.write(json.dumps(row) + "\n")
+                progress.update(step, f"loss {loss:.3f}  {rate:,.0f} tokens/s")
+                if now - saved > SAVE_EVERY and step < config.max_steps:
                     save_unfinished(unfinished, model, optimizers, step, tokens, about)
                     saved = time.perf_counter()
-    except KeyboardInterrupt:
-        if rank == 0:
-            save_unfinished(unfinished, model, optimizers, step, tokens, about)
-            print(f"\nstopped at step {step}; the same command with --resume goes on from here")
-        raise
+            mark = (step, tokens, time.perf_counter())
+            losses.zero_()
     model.eval()
-
-
-LOG_EVERY = 10  # steps
-SAVE_EVERY = 60  # seconds between saves of an unfinished run
+    return row
 
 
 def save_unfinished(path, model, optimizers, step, tokens, about):
@@ -286,11 +320,11 @@ def save_unfinished(path, model, optimizers, step, tokens, about):
     compare.write_aside(path, state)
 
 
-def load_unfinished(path, model, optimizers, about, log_path):
-    """Put a stopped run's state back, and cut from its log what came after. Returns (step, tokens)."""
+def load_unfinished(path, model, optimizers, about):
+    """Put a stopped run's state back. Returns (step, tokens). Raises InputError if it was another run."""
     if not path.exists():
         raise InputError("--resume", f"there is no unfinished run ({path})", "run without --resume")
-    state = torch.load(path, map_location=model.embed.weight.device, weights_only=True)
+    state = compare.read_torch(path)
     for key, value in about.items():
         if state["about"].get(key) != value:
             was = state["about"].get(key)
@@ -298,10 +332,13 @@ def load_unfinished(path, model, optimizers, about, log_path):
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"]):
         optimizer.load_state_dict(saved)
-    lines = log_path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if json.loads(line)["step"] <= state["step"]]
-    log_path.write_text("".join(kept), encoding="utf-8")
     return state["step"], state["tokens"]
+
+
+def cut_log(path, step):
+    """Keep of a log only what was logged up to a step."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() and step else []
+    path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -331,11 +368,14 @@ def split_texts(texts):
 
 def start(config):
     """Set up devices, processes and seeds. Returns the device."""
-    device = pick_device(config.device)
-    if "RANK" in os.environ and not dist.is_initialized():  # started by torchrun
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    torchrun = "RANK" in os.environ
+    device = pick_device("cpu" if torchrun and config.device == "auto" and not torch.cuda.is_available() else config.device)
+    if torchrun and not dist.is_initialized():
         if device == "cuda":
             device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        atexit.register(dist.destroy_process_group)
     try:
         Path(config.out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -344,34 +384,14 @@ def start(config):
     return device
 
 
-def prepare_text(config, paths):
-    """Make or read the text, learn its tokens, encode it. Returns (tokenizer, train tokens, val tokens, what it was)."""
-    out, (rank, world_size) = Path(config.out), processes()
+def read_text(config, paths):
+    """The text to learn from. Returns (training, validation, made, trained_on): two lists of documents, the embedded world
+    that they are of (or None), and what the checkpoint will say of it."""
     if paths:
         training, validation = split_texts([text for _, text in read_files(paths)])
-        trained_on = {"files": [str(path) for path in paths]}
-    else:
-        made = world.build(config.seed)
-        training, validation = made["corpus"], made["val"]
-        trained_on = {"world": config.seed}
-        if rank == 0:
-            world.write(made, out / "world")
-    try:
-        tokenizer = Tokenizer.train(training, config.vocab_size)
-    except ValueError as error:
-        raise InputError("--vocab_size", str(error), "choose another") from None
-    if rank == 0:
-        for documents, name in ((training, "train.bin"), (validation, "val.bin")):
-            write_tokens(documents, tokenizer, out / name)
-    if world_size > 1:
-        dist.barrier()  # the others wait for the files
-    train_tokens, val_tokens = (open_tokens(out / name, tokenizer) for name in ("train.bin", "val.bin"))
-    for tokens, what in ((train_tokens, "training"), (val_tokens, "validation (its last tenth)")):
-        if len(tokens) < config.block_size:
-            where = ", ".join(map(str, paths or ["the embedded world"]))
-            what = f"its {len(tokens)} tokens for {what} are fewer than a block of {config.block_size}"
-            raise InputError(where, what, "give more text or a smaller --block_size")
-    return tokenizer, train_tokens, val_tokens, trained_on
+        return training, validation, None, {"files": [str(path) for path in paths]}
+    made = world.build(config.seed)
+    return made["corpus"], made["val"], made, {"world": config.seed}
 
 
 @command
@@ -383,13 +403,33 @@ def main(argv=None):
     device = start(config)
     rank, world_size = processes()
     say = print if rank == 0 else lambda *args: None
+    out = Path(config.out)
 
-    tokenizer, tokens, val_tokens, trained_on = prepare_text(config, args.data)
+    training, validation, made, trained_on = read_text(config, args.data)
+    try:
+        tokenizer = Tokenizer.train(training, config.vocab_size)
+    except ValueError as error:
+        raise InputError("--vocab_size", str(error), "choose another") from None
     try:
         sizes = (config.block_size, tokenizer.n_vocab, config.n_layer, config.n_head, config.n_embd, config.dropout)
         model = GPT(GPTConfig(*sizes)).to(device)
     except ValueError as error:
         raise InputError("command line", str(error), "change the sizes") from None
+    for documents, what in ((training, "training"), (validation, "validation (its last tenth)")):
+        if not fills_a_row(documents, tokenizer, config.block_size):
+            where, what = ", ".join(args.data), f"its tokens for {what} are fewer than a block of {config.block_size}"
+            raise InputError(where, what, "give more text or a smaller --block_size")
+
+    paths = [out / "train.bin", out / "val.bin"]
+    if rank == 0:  # from here on files are written
+        for documents, path in zip((training, validation), paths):
+            write_tokens(documents, tokenizer, path)
+        if made:
+            world.write(made, out / "world")
+    if world_size > 1:
+        dist.barrier()  # the others wait for the files
+    tokens, val_tokens = (open_tokens(path, tokenizer) for path in paths)
+    fingerprints = {path.name: path.with_suffix(".sha256").read_text(encoding="utf-8") for path in paths}
     rows = Rows(tokens, config.block_size)
     order = shuffled(len(rows), config.batch_size, config.seed)
     seen = config.max_steps * config.batch_size * config.block_size
@@ -403,26 +443,15 @@ def main(argv=None):
         nats, bits = compare.text_loss(model, val_tokens, tokenizer)
         return {"val_loss": nats, "val_bpb": bits}
 
-    train(model, lambda step: rows.batch(order(step)), config, "pretrain", evaluate, {"trained_on": trained_on})
+    last = train(model, lambda step: rows.batch(order(step)), config, "pretrain", evaluate, fingerprints)
     if rank > 0:
         return
-    path = Path(config.out) / "base.pt"
-    compare.save(path, model, tokenizer, stage="base", trained_on=trained_on, seed=config.seed)
-    (Path(config.out) / "pretrain.resume.pt").unlink(missing_ok=True)
-    last = json.loads((Path(config.out) / "pretrain.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    path = out / "base.pt"
+    compare.save(path, model, tokenizer, stage="base", trained_on=trained_on, seed=config.seed, fingerprints=fingerprints)
+    (out / "pretrain.resume.pt").unlink(missing_ok=True)
     say(f"\nValidation: {last['val_loss']:.3f} nats per token, {last['val_bpb']:.3f} bits per byte. What it makes of a prompt:")
     compare.show_parrot(model, tokenizer, PROMPTS)
     say(f"\nIt goes on with the text; it does not answer. The model is in {path} ({clock(time.perf_counter() - STARTED)}). Next: python sft.py")
-
-
-PROMPTS = [
-    world.SEASONS,
-    "What is the capital of Kenya?",
-    "Who wrote Don Quixote?",
-    "Why is the sky blue on a clear day?",
-    "What does a panda eat?",
-    "The capital of France is",
-]
 
 
 if __name__ == "__main__":

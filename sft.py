@@ -6,14 +6,12 @@ Stage 2: from a parrot to an assistant. Reads conversations and fine-tunes the b
     python sft.py --random_weights      # the control: the same from random weights, to out/random.pt
 
 Writes out/sft.pt and out/sft.jsonl, then compares (compare.py). The network, the loss and the loop are those of
-pretraining. What is new stands in sft_data_collator(): labels are the input_ids, with -100 on everything that is not
-the assistant's own words. That line is the whole difference between the two stages.
+pretraining. What is new is what a batch holds, in encode() and sft_data_collator(): labels are the input_ids, with -100
+on everything that is not the assistant's own words.
 """
 
 import argparse
-import dataclasses
 import functools
-import hashlib
 import json
 import time
 from dataclasses import dataclass
@@ -34,10 +32,11 @@ from pretrain import STARTED, TrainConfig, parse_options, precision, processes, 
 class SFTConfig(TrainConfig):
     base: str = setting("", "the checkpoint to start from (default: base.pt in the output folder)")
     random_weights: bool = setting(False, "start from random weights instead, as a control; writes random.pt")
+    batch_size: int = setting(32, "conversations of one optimizer step, over all processes")
     max_steps: int = setting(250, "optimizer steps")
-    # Small steps: at a third of pretraining's rate the model learns its conversations by heart and confuses what it knew.
-    lr: float = setting(0.001, "learning rate of the matrices inside the blocks (Muon)")
-    embed_lr: float = setting(0.01, "learning rate of the embedding and the head (AdamW)")
+    # Small steps: at larger rates the model learns its conversations by heart and forgets what it could have said of others.
+    lr: float = setting(0.0005, "learning rate of the matrices inside the blocks (Muon)")
+    embed_lr: float = setting(0.01, "learning rate of the special tokens' rows of the embedding (AdamW)")
     cooldown: float = setting(0.8, "share of the steps, the last ones, in which the learning rates fall to zero")
     eval_every: int = setting(100, "steps between measurements of the validation loss")
 
@@ -100,13 +99,8 @@ def sft_data_collator(batch, tokenizer, block_size=None):
     rows = [row for row in (encode(example, tokenizer, block_size) for example in batch) if row]
     if not rows:
         raise ValueError(f"no conversation fits a block_size of {block_size}")
-    return pad(rows, tokenizer.pad)
-
-
-def pad(rows, pad_id):
-    """[(input_ids, labels), ...] of any lengths as {"input_ids", "labels"}, (B, T) int64 each."""
     T = max(len(input_ids) for input_ids, _ in rows)
-    input_ids = torch.tensor([ids + [pad_id] * (T - len(ids)) for ids, _ in rows])
+    input_ids = torch.tensor([ids + [tokenizer.pad] * (T - len(ids)) for ids, _ in rows])
     labels = torch.tensor([labels + [IGNORE_INDEX] * (T - len(labels)) for _, labels in rows])
     return {"input_ids": input_ids, "labels": labels}
 
@@ -124,6 +118,8 @@ def read_conversations(path):
         raise InputError(path, f"cannot be read ({error.strerror})", "give a file of conversations") from None
     if not text.strip():
         raise InputError(path, "the file is empty", "give at least one conversation")
+    if text.strip() == "[]":
+        raise InputError(path, "no conversation in it", "give at least one")
     if text.lstrip().startswith("["):
         try:
             return [(f"{path} entry {i + 1}", example) for i, example in enumerate(json.loads(text))]
@@ -139,78 +135,91 @@ def read_conversations(path):
     return examples
 
 
-def encode_all(examples, tokenizer, block_size, say=print):
-    """Encode [(where, example)]. Returns [(input_ids, labels)], and says how many had to be cut or dropped."""
-    rows, cut = [], 0
+def keep_what_fits(examples, tokenizer, block_size, path, say=print):
+    """Check every conversation, once, before training. examples: [(where, example)], read from path.
+
+    Returns (kept, lengths): the conversations of which something is left to learn from, and their lengths in tokens. Says how many
+    were cut or dropped. Raises InputError for a malformed one, and if none is kept.
+    """
+    kept, lengths, cut = [], [], 0
     for where, example in examples:
         try:
-            row = encode(example, tokenizer, block_size)
-            if row:
-                cut += len(row[0]) < len(encode(example, tokenizer)[0])
-                rows.append(row)
+            row, whole = encode(example, tokenizer, block_size), encode(example, tokenizer)
         except ValueError as error:
             raise InputError(where, str(error), "see the data formats in README.md") from None
-    dropped = len(examples) - len(rows)
+        if row:
+            kept.append(example)
+            lengths.append(len(row[0]))
+            cut += len(row[0]) < len(whole[0])
+    dropped = len(examples) - len(kept)
     if cut or dropped:
         say(f"Of {len(examples)} conversations, {cut} lost their oldest turns and {dropped} were dropped: longer than {block_size} tokens.")
-    if not rows:
-        where = examples[0][0].split(" line ")[0].split(" entry ")[0]
-        raise InputError(where, f"no conversation fits a block of {block_size} tokens", "give shorter ones")
-    return rows
+    if not kept:
+        raise InputError(path, f"no conversation fits a block of {block_size} tokens", "give shorter ones")
+    return kept, lengths
 
 
-def batches_of_similar_length(rows, batch_size, seed, pad_id):
-    """The batch of each step, a function of its number: every conversation once an epoch, similar lengths together.
+def batches_of_similar_length(lengths, batch_size, seed):
+    """Which of the conversations make up the batch of each step, a function of its number: every one once an epoch.
 
     Padding costs as much as text. So the shuffled conversations are sorted by length within stretches of 32 batches,
     cut into batches, and the batches are shuffled.
     """
-    lengths = np.array([len(input_ids) for input_ids, _ in rows])
-    per_epoch = -(-len(rows) // batch_size)
+    lengths = np.array(lengths)
+    per_epoch = -(-len(lengths) // batch_size)
 
     @functools.lru_cache(maxsize=2)
     def plan(epoch):
         rng = np.random.default_rng([seed, epoch])
-        order, stretch = rng.permutation(len(rows)), 32 * batch_size
-        order = np.concatenate([s[np.argsort(lengths[s], kind="stable")] for s in np.split(order, range(stretch, len(rows), stretch))])
-        return [np.split(order, range(batch_size, len(rows), batch_size))[i] for i in rng.permutation(per_epoch)]
+        order, stretch = rng.permutation(len(lengths)), 32 * batch_size
+        order = np.concatenate([s[np.argsort(lengths[s], kind="stable")] for s in np.split(order, range(stretch, len(order), stretch))])
+        batches = np.split(order, range(batch_size, len(order), batch_size))
+        return [batches[i] for i in rng.permutation(per_epoch)]
 
-    return lambda step: pad([rows[i] for i in plan(step // per_epoch)[step % per_epoch]], pad_id)
+    return lambda step: plan(step // per_epoch)[step % per_epoch]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What is shown, and the stage itself
 
 
-def learn_special_tokens_alone(model, tokenizer):
-    """Of the embedding, let fine-tuning change the rows of <|user|>, <|assistant|>, <|end|> and their like alone.
+# What the special tokens are to begin as: the text's own way to mark who speaks, "Q: ...\nA: ...".
+STAND_FOR = {"user": "Q", "end": "\n", "assistant": ":"}
 
-    Pretraining never met them, so they have everything to learn, and fast. The words have not: were those that the
-    conversations mention moved, they would part from those they do not mention, and what is known of these would be lost.
+
+def prepare_special_tokens(model, tokenizer):
+    """Give the special tokens a place among the words, and let them alone of the embedding be changed by fine-tuning.
+
+    Pretraining never met them; it only learned never to predict them, so that their rows are all alike, far from everything. The
+    words' rows stay: were those moved that the conversations mention, they would part from those they don't mention, and what is
+    known of these would be lost.
     """
-    special = torch.zeros(tokenizer.n_vocab, 1, device=model.embed.weight.device)
+    rows = model.embed.weight
+    with torch.no_grad():
+        for name, text in STAND_FOR.items():
+            rows[getattr(tokenizer, name)] = rows[tokenizer.encode(text)[-1]]
+    special = torch.zeros(tokenizer.n_vocab, 1, device=rows.device)
     special[tokenizer.endoftext :] = 1.0
-    model.embed.weight.register_hook(lambda grad: grad * special)
+    rows.register_hook(lambda grad: grad * special)
 
 
-def show_mask(row, tokenizer):
+def show_mask(example, tokenizer):
     """One conversation, token by token: its id, its label, and whether the loss looks at it."""
     print(f"{'token':>16}  {'input_id':>8}  {'label':>6}  counted")
-    for token, label in zip(*row):
+    for token, label in zip(*encode(example, tokenizer)):
         print(f"{tokenizer.decode([token])!r:>16}  {token:>8}  {label:>6}  {'yes' if label != IGNORE_INDEX else 'no'}")
 
 
-def dialogue_loss(model, rows, tokenizer):
+@torch.inference_mode()
+def dialogue_loss(model, examples, tokenizer):
     """The mean loss over all supervised tokens of some conversations, in nats. Dropout is off."""
+    total, count, device, was_training = 0.0, 0, model.embed.weight.device, model.training
     model.eval()
-    rows = sorted(rows, key=lambda row: len(row[0]))
-    total, count, device = 0.0, 0, model.embed.weight.device
-    with torch.inference_mode():
-        for i in range(0, len(rows), 64):
-            batch = pad(rows[i : i + 64], tokenizer.pad)
-            logits, loss = model(batch["input_ids"].to(device), batch["labels"].to(device))
-            total, count = total + loss.item() * len(logits), count + len(logits)
-    model.train()
+    for i in range(0, len(examples), 64):
+        batch = sft_data_collator(examples[i : i + 64], tokenizer, model.config.block_size)
+        logits, loss = model(batch["input_ids"].to(device), batch["labels"].to(device))
+        total, count = total + loss.item() * len(logits), count + len(logits)
+    model.train(was_training)
     return total / count
 
 
@@ -231,33 +240,34 @@ def main(argv=None):
     model, tokenizer = compare.load(base_path, device)
     if config.random_weights:
         model = GPT(model.config).to(device)
-    learn_special_tokens_alone(model, tokenizer)
-    data = Path(args.data or base_path.with_name("world") / "sft.jsonl")
-    if not args.data and not data.exists():
-        raise InputError("command line", f"the base model was not trained on the embedded world ({data} is missing)", "name conversations with --data")
-    examples = read_conversations(data)
+    else:
+        prepare_special_tokens(model, tokenizer)
+    block_size = model.config.block_size
+    path = Path(args.data or base_path.with_name("world") / "sft.jsonl")
+    if not args.data and "world" not in about["trained_on"]:
+        raise InputError("command line", "the base model was not trained on the embedded world", "name conversations with --data")
+    examples, lengths = keep_what_fits(read_conversations(path), tokenizer, block_size, path, say)
     if args.data:  # the last tenth of a seeded shuffle is held out
         order = np.random.default_rng(config.seed).permutation(len(examples))
-        held_out = [examples[i] for i in order[: len(examples) // 10]]
-        examples = [examples[i] for i in sorted(order[len(examples) // 10 :])]
+        held_out = [examples[i] for i in order[: len(order) // 10]]
+        order = sorted(order[len(order) // 10 :])
+        examples, lengths = [examples[i] for i in order], [lengths[i] for i in order]
     else:  # questions about entities that fine-tuning never mentions
-        held_out = read_conversations(data.with_name("dev.jsonl"))
-    block_size = model.config.block_size
-    rows = encode_all(examples, tokenizer, block_size, say)
-    val_rows = encode_all(held_out, tokenizer, block_size, lambda text: None) if held_out else []
+        path_of_dev = path.with_name("dev.jsonl")
+        held_out, _ = keep_what_fits(read_conversations(path_of_dev), tokenizer, block_size, path_of_dev, say)
 
-    say(f"Fine-tuning {'random weights' if config.random_weights else base_path} on {len(rows):,} conversations of {data}. One of them:\n")
+    say(f"Fine-tuning {'random weights' if config.random_weights else base_path} on {len(examples):,} conversations of {path}. One of them:\n")
     if rank == 0:
-        show_mask(min(rows[:100], key=lambda row: len(row[0])), tokenizer)
+        show_mask(examples[int(np.argmin(lengths[:50]))], tokenizer)
     say(f"\nOn {device} in {str(precision(device)).removeprefix('torch.')}, {config.max_steps} steps of {config.batch_size} conversations.")
-    name = "random" if config.random_weights else "sft"
-    batches = batches_of_similar_length(rows, config.batch_size, config.seed, tokenizer.pad)
-    evaluate = (lambda model: {"val_loss": dialogue_loss(model, val_rows, tokenizer)}) if val_rows else None
-    base_hash = hashlib.sha256(base_path.read_bytes()).hexdigest()
-    train(model, batches, config, name, evaluate, {"data": str(data), "base_sha256": base_hash})
+    name, base_hash = "random" if config.random_weights else "sft", compare.sha256(base_path)
+    chosen = batches_of_similar_length(lengths, config.batch_size, config.seed)
+    batches = lambda step: sft_data_collator([examples[i] for i in chosen(step)], tokenizer, block_size)
+    evaluate = (lambda model: {"val_loss": dialogue_loss(model, held_out, tokenizer)}) if held_out else None
+    train(model, batches, config, name, evaluate, {"data_sha256": compare.sha256(path), "base_sha256": base_hash})
     if rank > 0:
         return
-    trained_on = {"base": about["trained_on"], "conversations": str(data)}
+    trained_on = {"base": about["trained_on"], "conversations": str(path)}
     compare.save(out / f"{name}.pt", model, tokenizer, stage="sft", trained_on=trained_on, seed=config.seed, base_sha256=base_hash)
     (out / f"{name}.resume.pt").unlink(missing_ok=True)
     say(f"\nThe model is in {out / name}.pt ({clock(time.perf_counter() - STARTED)}).")

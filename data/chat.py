@@ -23,17 +23,15 @@ def check_messages(messages):
             raise ValueError(f"message {i + 1} has the unknown role {role!r}; the roles are {', '.join(ROLES)}")
         if not isinstance(content, str) or not content.strip():
             raise ValueError(f"message {i + 1} ({role}) must have a text that is not empty")
-    turns = [m["role"] for m in messages if m["role"] != "system"]
-    if messages[0]["role"] == "system":
-        turns.insert(0, "system")
-    if len(turns) != len(messages):
+    roles = [message["role"] for message in messages]
+    has_system = roles[0] == "system"
+    if "system" in roles[1:]:
         raise ValueError("a system message can only be the first")
-    dialogue = turns[1:] if turns[0] == "system" else turns
-    for i, role in enumerate(dialogue):
+    if has_system and len(roles) == 1:
+        raise ValueError("a system message needs a user message after it")
+    for i, role in enumerate(roles[has_system:]):
         if role != ("user", "assistant")[i % 2]:
             raise ValueError("user and assistant must take turns, the user first")
-    if not dialogue:
-        raise ValueError("a system message needs a user message after it")
 
 
 def encode_chat(messages, tokenizer):

@@ -4,6 +4,7 @@ Plain text as rows of token ids: files are read, encoded once into a file of sma
 
 import hashlib
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,10 @@ class InputError(Exception):
 
 
 def read_files(paths):
-    """The text of UTF-8 files, and of all .txt and .md files in folders. Returns [(path, text)], sorted by path.
+    """The text of UTF-8 files, and of all .txt and .md files in folders. Returns [(path, text)], in the order given.
 
-    Raises InputError for what is missing, empty or not UTF-8.
+    Files with nothing but white space are passed over. Raises InputError for what is missing or not UTF-8, and where
+    no text is left.
     """
     files = []
     for path in map(Path, paths):
@@ -62,10 +64,24 @@ def write_tokens(documents, tokenizer, path):
     if not (path.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == fingerprint.hexdigest()):
         path.parent.mkdir(parents=True, exist_ok=True)
         stamp.unlink(missing_ok=True)
-        with open(path, "wb") as file:
+        aside = path.with_name(path.name + ".tmp")
+        with open(aside, "wb") as file:
             for document in documents:
                 np.array([tokenizer.endoftext, *tokenizer.encode(document)], dtype=dtype_of(tokenizer)).tofile(file)
+        os.replace(aside, path)
         stamp.write_text(fingerprint.hexdigest(), encoding="utf-8")
+
+
+def fills_a_row(documents, tokenizer, block_size):
+    """Whether the documents come to at least block_size tokens; encodes no more of them than it takes to know."""
+    n = 0
+    for document in documents:
+        n += 1  # its <|endoftext|>
+        for start in range(0, len(document), 10_000):
+            n += len(tokenizer.encode(document[start : start + 10_000]))
+            if n >= 2 * block_size:  # twice, as a cut can part a token
+                return True
+    return n >= block_size
 
 
 def dtype_of(tokenizer):
@@ -84,7 +100,7 @@ class Rows:
     """
 
     def __init__(self, tokens, block_size):
-        """tokens: (n,) integers. Raises ValueError if they do not fill a row."""
+        """tokens: (n,) integers; block_size: at least 2. Raises ValueError if they do not fill a row."""
         if len(tokens) < block_size:
             raise ValueError(f"{len(tokens)} tokens are fewer than the {block_size} of a row")
         self.tokens, self.block_size = tokens, block_size
@@ -93,7 +109,7 @@ class Rows:
         return math.ceil((len(self.tokens) - 1) / (self.block_size - 1))
 
     def batch(self, indices):
-        """The rows of these numbers. Returns {"input_ids": (B, T) int64, "labels": (B, T) int64}."""
+        """The rows of these numbers, each from 0 to len(self) - 1. Returns {"input_ids": (B, T) int64, "labels": (B, T) int64}."""
         wanted = np.asarray(indices) * (self.block_size - 1)
         starts = np.minimum(wanted, len(self.tokens) - self.block_size)
         input_ids = torch.from_numpy(self.tokens[starts[:, None] + np.arange(self.block_size)].astype(np.int64))

@@ -102,25 +102,25 @@ def load_wordings():
 
 
 def fill(template, entity, attribute):
-    """A template in words: {name}, {value}, {a_name}, {a_value} ("an owl"), {done} ("was invented"), {was}, {did}."""
+    """A template in words, with a capital at its beginning unless the template has none: {name}, {value}, {a_name}, {a_value} ("an owl"), {done} ("was invented"), {was}, {did}."""
     name, value = entity.name, entity.values[attribute][0]
     article = lambda noun: ("an " if noun[0].lower() in "aeiou" else "a ") + noun
-    words = {"name": name, "value": value, "a_name": article(name), "A_name": article(name), "a_value": article(value)}
+    words = {"name": name, "value": value, "a_name": article(name), "a_value": article(value)}
     if "done" in entity.words:
         was, did = entity.words["done"].split()
         words.update(done=entity.words["done"], was=was, did=did)
     text = template.format(**words)
-    return text if template[0].islower() and template[0] != "{" else text[0].upper() + text[1:]
+    return text if template[0].islower() else text[0].upper() + text[1:]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The split
 
 
-def pattern_of(names):
-    """A compiled pattern that finds any of the names as whole words, longest first, in capitals or not."""
-    ordered = sorted({bare(name) for name in names}, key=len, reverse=True)
-    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, ordered))})(?!\w)", re.IGNORECASE)
+def pattern_of(phrases, flags=re.IGNORECASE):
+    """A compiled pattern that finds any of the phrases as whole words, the longest first; in capitals or not, unless flags is 0."""
+    ordered = sorted(set(phrases), key=len, reverse=True)
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, ordered))})(?!\w)", flags)
 
 
 def bare(name):
@@ -138,7 +138,7 @@ def split_entities(entities, free, seed):
     lines = "\n".join(name for entity in entities for name in entity.names)
     group = {thing.name: thing.name for thing in entities + free}  # name -> a name that its whole group shares
     for entity in entities:
-        for found in pattern_of(entity.names).finditer(lines):
+        for found in pattern_of(map(bare, entity.names)).finditer(lines):
             old, new = group[owners[lines.count("\n", 0, found.start())]], group[entity.name]
             if old != new:
                 group = {name: new if g == old else g for name, g in group.items()}
@@ -265,7 +265,7 @@ def conversations(writer, sides, rng):
             opening = turn(writer.say(first, "ask"), writer.say(first, "answer"))
             dialogues.append(opening + turn(writer.say(fact, "follow"), writer.say(fact, "answer")))
     dialogues += [turn(row["prompt"], row["response"]) for row in read_table(HERE / "smalltalk.tsv")] * SMALLTALK_COPIES
-    held_out = pattern_of([name for thing in writer.entities if sides[thing.name] != "train" for name in thing.names])
+    held_out = pattern_of([bare(name) for thing in writer.entities if sides[thing.name] != "train" for name in thing.names])
     dialogues = [d for d in dialogues if not any(held_out.search(message["content"]) for message in d)]
     rng.shuffle(dialogues)
     return [{"messages": dialogue} for dialogue in dialogues]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -97,9 +98,15 @@ def test_resuming_a_run_through_the_command(tmp_path, monkeypatch):
     arguments = ["--data", str(tmp_path / "text.txt"), "--device", "cpu", "--max_steps", "30", *SIZES, "--vocab_size", "300", "--block_size", "16"]
     pretrain.main([*arguments, "--out", str(tmp_path / "a")])
     with monkeypatch.context() as patch:
-        steps = iter(range(1000))
-        real = pretrain.backward
-        patch.setattr(pretrain, "backward", lambda *a: real(*a) if next(steps) < 13 else (_ for _ in ()).throw(KeyboardInterrupt))
+        calls, real = [], pretrain.backward
+
+        def press_ctrl_c_in_the_13th_step(*arguments):
+            calls.append(1)
+            if len(calls) == 13:
+                signal.raise_signal(signal.SIGINT)
+            return real(*arguments)
+
+        patch.setattr(pretrain, "backward", press_ctrl_c_in_the_13th_step)
         with pytest.raises(SystemExit) as stopped:
             pretrain.main([*arguments, "--out", str(tmp_path / "b")])
     assert stopped.value.code == 130 and not (tmp_path / "b" / "base.pt").exists()

@@ -1,8 +1,8 @@
 """The training loop: one loss however it is split, the optimizer, order, schedule, interruption."""
 
 import json
+import signal
 
-import numpy as np
 import pytest
 import torch
 
@@ -100,7 +100,7 @@ def run_training(folder, steps, resume=False, stop_at=None, dropout=0.1):
 
     def batches(step):
         if step == stop_at:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return {"input_ids": data[step], "labels": data[step]}
 
     train(model, batches, config, "pretrain", lambda model: {"val_loss": 1.0, "val_bpb": 2.0})

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from data import Tokenizer
-from model import GPT, GPTConfig
-from sft import as_messages, batches_of_similar_length, encode, pad, read_conversations, sft_data_collator
+from model import GPT, GPTConfig, cross_entropy
+from sft import as_messages, batches_of_similar_length, encode, prepare_special_tokens, read_conversations, sft_data_collator
 
 TEXT = "What is the capital of Kenya? The capital of Kenya is Nairobi. And of Peru? It is Lima. Thank you. " * 10
 
@@ -90,16 +90,21 @@ def test_a_padded_batch_is_its_rows_one_by_one(tokenizer):
         torch.testing.assert_close(a, p.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_only_the_assistants_words_have_a_gradient(tokenizer):
-    """The embedding's gradient, taken at the head, is untouched by a change of a masked label."""
+def test_only_the_assistants_words_are_looked_at(tokenizer):
+    """The gradient of every logit that predicts a masked label is zero, and no other id behind a mask changes anything."""
     torch.manual_seed(0)
     model = GPT(GPTConfig(block_size=64, vocab_size=tokenizer.n_vocab, n_layer=1, n_head=2, n_embd=32))
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1)
     batch = sft_data_collator([{"prompt": "capital of Peru?", "response": "Lima."}], tokenizer)
+    n, T = len(tokenizer.encode("Lima.")) + 1, batch["input_ids"].size(1)
     logits, loss = model(batch["input_ids"], batch["labels"])
-    n = len(tokenizer.encode("Lima.")) + 1
-    assert logits.shape == (n, tokenizer.n_vocab)
-    everything = model(batch["input_ids"], batch["input_ids"])[0]
-    torch.testing.assert_close(logits, everything[-n:])  # the last n positions: the response and its end
+    everything = model(batch["input_ids"], batch["input_ids"])[0].detach().requires_grad_()  # (T - 1, V)
+    torch.testing.assert_close(logits, everything[-n:])  # those of the response and of its end
+    masked = cross_entropy(everything, batch["labels"][0, 1:])
+    torch.testing.assert_close(masked, loss)
+    masked.backward()
+    assert (everything.grad[: T - 1 - n] == 0).all() and (everything.grad[T - 1 - n :] != 0).any(dim=1).all()
 
 
 def test_long_conversations_lose_their_oldest_turns(tokenizer):
@@ -147,20 +152,28 @@ def test_json_lines_and_arrays_are_read_alike(tmp_path):
 
 
 def test_every_conversation_comes_once_an_epoch_among_similar_ones():
-    rng = np.random.default_rng(0)
-    rows = [([i] * n, [-100] * (n - 1) + [i]) for i, n in enumerate(rng.integers(2, 100, size=501))]
-    batch_of = batches_of_similar_length(rows, 16, seed=1, pad_id=9999)
-    epoch = [batch_of(step) for step in range(32)]
-    seen = [row[0].item() for batch in epoch for row in batch["input_ids"]]
-    assert sorted(seen) == list(range(501))
-    tokens = sum((batch["input_ids"] != 9999).sum().item() for batch in epoch)
-    assert tokens / sum(batch["input_ids"].numel() for batch in epoch) > 0.9  # under 10% padding
-    second = [row[0].item() for step in range(32, 64) for row in batch_of(step)["input_ids"]]
-    assert sorted(second) == sorted(seen) and second != seen
-    again = batches_of_similar_length(rows, 16, seed=1, pad_id=9999)
-    assert torch.equal(again(40)["input_ids"], batch_of(40)["input_ids"])  # a function of the step alone
+    lengths = np.random.default_rng(0).integers(2, 100, size=501)
+    chosen = batches_of_similar_length(lengths, 16, seed=1)
+    epoch = [chosen(step) for step in range(32)]
+    assert sorted(i for batch in epoch for i in batch) == list(range(501))
+    padded = sum(len(batch) * lengths[batch].max() for batch in epoch)
+    assert lengths.sum() / padded > 0.9  # under 10% padding
+    second = [i for step in range(32, 64) for i in chosen(step)]
+    assert sorted(second) == list(range(501)) and second != [i for batch in epoch for i in batch]
+    again = batches_of_similar_length(lengths, 16, seed=1)
+    assert (again(40) == chosen(40)).all()  # a function of the step alone
 
 
-def test_pad_labels_are_not_scored():
-    batch = pad([([1, 2, 3], [-100, 2, 3]), ([4], [4])], pad_id=7)
-    assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 7, 7]] and batch["labels"].tolist() == [[-100, 2, 3], [4, -100, -100]]
+def test_of_the_embedding_only_the_special_tokens_learn(tokenizer):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=64, vocab_size=tokenizer.n_vocab, n_layer=1, n_head=2, n_embd=32))
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    before = model.embed.weight.detach().clone()
+    prepare_special_tokens(model, tokenizer)
+    batch = sft_data_collator([{"prompt": "capital of Peru?", "response": "Lima."}], tokenizer)
+    model(batch["input_ids"], batch["labels"])[1].backward()
+    first = tokenizer.endoftext
+    assert torch.equal(model.embed.weight[:first], before[:first])
+    assert torch.equal(model.embed.weight[tokenizer.end], before[tokenizer.encode("\n")[0]])
+    assert (model.embed.weight.grad[:first] == 0).all() and (model.embed.weight.grad[first:] != 0).any()
