@@ -417,7 +417,7 @@ def main(argv=None):
         raise InputError("command line", str(error), "change the sizes") from None
     for documents, what in ((training, "training"), (validation, "validation (its last tenth)")):
         if not fills_a_row(documents, tokenizer, config.block_size):
-            where, what = ", ".join(args.data), f"its tokens for {what} are fewer than a block of {config.block_size}"
+            where, what = ", ".join(args.data or ["the embedded world"]), f"its tokens for {what} are fewer than a block of {config.block_size}"
             raise InputError(where, what, "give more text or a smaller --block_size")
 
     paths = [out / "train.bin", out / "val.bin"]

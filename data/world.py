@@ -24,7 +24,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROUNDS = 4  # how many times the corpus goes through all facts, in other wordings and another order
 # Who asks and who answers in the texts, and what stands after their names: many, so that one more pair, <|user|> and
-# <|assistant|>, is nothing new.
+# <|assistant|>, is nothing new. Half of the time their words stand on a line of their own, and so begin with the tokens that
+# begin a turn of the template: "Fog" and " Fog" are two.
 SPEAKERS = [("Q", "A"), ("Question", "Answer"), ("Student", "Teacher"), ("Reader", "Editor"), ("Guest", "Host"), ("Child", "Parent")]
 NAMES = "Ada Ben Cleo Dan Eva Finn Gus Hana Ida Jon Kim Leo Mia Noah Olga Paul Rosa Sam Tom Uma Vera Will Yuri Zoe".split()
 MARKS = [":", ":", ":", " -", ">", " =", " |", " /", " says", " *", ",", ";", "~"]
@@ -208,10 +209,11 @@ class Writer:
         alone = [(e, a) for e, a in self.facts if len(e.values) == 1]  # twice, for their names come up so seldom
         for group in chunks(self.facts + alone + self.free * FREE_COPIES, self.rng, 2, 4):
             asks, answers = self.rng.choice(SPEAKERS) if self.rng.random() < 0.5 else self.rng.sample(NAMES, 2)
-            mark, between = self.rng.choice(MARKS), self.rng.choice(["\n", "\n", " "])
+            mark = self.rng.choice(MARKS)
+            space, between = self.rng.choice([("\n", "\n"), ("\n", "\n"), (" ", "\n"), (" ", " ")])
             use = lambda: "request" if self.rng.random() < REQUESTS else "ask"
-            say = self.say
-            yield "\n".join(f"{asks}{mark} {say(fact, use())}{between}{answers}{mark} {say(fact, 'answer')}" for fact in group)
+            turns = [f"{asks}{mark}{space}{self.say(f, use())}{between}{answers}{mark}{space}{self.say(f, 'answer')}" for f in group]
+            yield "\n".join(turns)
 
     def quizzes(self, share):
         """Quiz sheets over a share of the facts and all free questions: a question, options A) to D), the right one, and why."""
