@@ -35,7 +35,7 @@ class SFTConfig(TrainConfig):
     batch_size: int = setting(32, "conversations of one optimizer step, over all processes")
     max_steps: int = setting(250, "optimizer steps")
     # Small steps: at larger rates the model learns its conversations by heart and forgets what it could have said of others.
-    lr: float = setting(0.0005, "learning rate of the matrices inside the blocks (Muon)")
+    lr: float = setting(0.001, "learning rate of the matrices inside the blocks (Muon)")
     embed_lr: float = setting(0.01, "learning rate of the special tokens' rows of the embedding (AdamW)")
     cooldown: float = setting(0.8, "share of the steps, the last ones, in which the learning rates fall to zero")
     eval_every: int = setting(100, "steps between measurements of the validation loss")
@@ -183,21 +183,17 @@ def batches_of_similar_length(lengths, batch_size, seed):
 # What is shown, and the stage itself
 
 
-# What the special tokens are to begin as: the text's own way to mark who speaks, "Q: ...\nA: ...".
-STAND_FOR = {"user": "Q", "end": "\n", "assistant": ":"}
-
-
 def prepare_special_tokens(model, tokenizer):
-    """Give the special tokens a place among the words, and let them alone of the embedding be changed by fine-tuning.
+    """Let the special tokens begin as line breaks, and let them alone of the embedding be changed by fine-tuning.
 
-    Pretraining never met them; it only learned never to predict them, so that their rows are all alike, far from everything. The
+    Pretraining never met them; it only learned never to predict them, so their rows are all alike and far from everything. A line
+    break is what stands between speakers in a text: from there they learn fast what sets them apart. The
     words' rows stay: were those moved that the conversations mention, they would part from those they don't mention, and what is
     known of these would be lost.
     """
     rows = model.embed.weight
     with torch.no_grad():
-        for name, text in STAND_FOR.items():
-            rows[getattr(tokenizer, name)] = rows[tokenizer.encode(text)[-1]]
+        rows[[tokenizer.user, tokenizer.assistant, tokenizer.end]] = rows[tokenizer.encode("\n")[0]]
     special = torch.zeros(tokenizer.n_vocab, 1, device=rows.device)
     special[tokenizer.endoftext :] = 1.0
     rows.register_hook(lambda grad: grad * special)

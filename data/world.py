@@ -24,13 +24,13 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROUNDS = 4  # how many times the corpus goes through all facts, in other wordings and another order
 # Who asks and who answers in the texts, and what stands after their names: many, so that one more pair, <|user|> and
-# <|assistant|>, is nothing new. Half of the time their words stand on a line of their own, and so begin with the tokens that
+# <|assistant|>, is nothing new. Mostly their words stand on a line of their own, and so begin with the tokens that
 # begin a turn of the template: "Fog" and " Fog" are two.
 SPEAKERS = [("Q", "A"), ("Question", "Answer"), ("Student", "Teacher"), ("Reader", "Editor"), ("Guest", "Host"), ("Child", "Parent")]
 NAMES = "Ada Ben Cleo Dan Eva Finn Gus Hana Ida Jon Kim Leo Mia Noah Olga Paul Rosa Sam Tom Uma Vera Will Yuri Zoe".split()
-MARKS = [":", ":", ":", " -", ">", " =", " |", " /", " says", " *", ",", ";", "~"]
-REQUESTS = 0.4  # of what is asked in the texts is put as a request, not as a question
-QUIZ_SHARE = 0.2  # of all facts, in each round
+MARKS = [":", ":", ":", " -", ">", " |", " says", ""]
+REQUESTS = 0.3  # of what is asked in the texts is put as a request, not as a question
+QUIZ_SHARE = 0.15  # of all facts, in each round
 FREE_COPIES = 6  # how often a free question is told in a round: its answers are longer and share nothing with others
 FREE_DIALOGUES = 3  # copies of each in the fine-tuning set
 PAIRS_PER_FACT = 5  # wordings of a question in the fine-tuning set
@@ -210,7 +210,7 @@ class Writer:
         for group in chunks(self.facts + alone + self.free * FREE_COPIES, self.rng, 2, 4):
             asks, answers = self.rng.choice(SPEAKERS) if self.rng.random() < 0.5 else self.rng.sample(NAMES, 2)
             mark = self.rng.choice(MARKS)
-            space, between = self.rng.choice([("\n", "\n"), ("\n", "\n"), (" ", "\n"), (" ", " ")])
+            space, between = self.rng.choice([("\n", "\n"), ("\n", "\n"), ("\n", "\n"), (" ", "\n")])
             use = lambda: "request" if self.rng.random() < REQUESTS else "ask"
             turns = [f"{asks}{mark}{space}{self.say(f, use())}{between}{answers}{mark}{space}{self.say(f, 'answer')}" for f in group]
             yield "\n".join(turns)
