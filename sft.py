@@ -193,7 +193,7 @@ def prepare_special_tokens(model, tokenizer):
     """
     rows = model.embed.weight
     with torch.no_grad():
-        rows[[tokenizer.user, tokenizer.assistant, tokenizer.end]] = rows[tokenizer.encode("\n")[0]]
+        rows[[tokenizer.user, tokenizer.assistant, tokenizer.end]] = rows[tokenizer.encode("\n")[0]].clone()
     special = torch.zeros(tokenizer.n_vocab, 1, device=rows.device)
     special[tokenizer.endoftext :] = 1.0
     rows.register_hook(lambda grad: grad * special)
