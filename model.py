@@ -148,22 +148,24 @@ class CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, targets):
         losses = torch.empty(len(targets), dtype=torch.float32, device=logits.device)
-        log_sums = torch.empty_like(losses)
+        largest, log_sums = torch.empty_like(losses), torch.empty_like(losses)
         for i in range(0, len(targets), CrossEntropy.SLICE):
             rows = slice(i, i + CrossEntropy.SLICE)
             z = logits[rows].float()
-            log_sums[rows] = z.logsumexp(dim=-1)  # subtracts the largest logit first, so e^z cannot overflow
+            largest[rows] = z.amax(dim=-1)
+            z = z - largest[rows, None]  # softmax does not change, and e^z cannot overflow
+            log_sums[rows] = z.exp().sum(dim=-1).log()
             losses[rows] = log_sums[rows] - z.gather(1, targets[rows, None]).squeeze(1)
-        ctx.save_for_backward(logits, targets, log_sums)
+        ctx.save_for_backward(logits, targets, largest, log_sums)
         return losses
 
     @staticmethod
     def backward(ctx, grad_losses):
-        logits, targets, log_sums = ctx.saved_tensors
+        logits, targets, largest, log_sums = ctx.saved_tensors
         grad = torch.empty_like(logits)
         for i in range(0, len(targets), CrossEntropy.SLICE):
             rows = slice(i, i + CrossEntropy.SLICE)
-            p = (logits[rows].float() - log_sums[rows, None]).exp_()  # softmax
+            p = (logits[rows].float() - largest[rows, None]).sub_(log_sums[rows, None]).exp_()  # softmax
             p.scatter_add_(1, targets[rows, None], p.new_full((len(p), 1), -1.0))  # minus one at the target
             grad[rows] = p.mul_(grad_losses[rows, None])
         return grad, None

@@ -152,7 +152,7 @@ class Tokenizer:
     def count_bytes(self, ids):
         """How many bytes of text the ids stand for; ids: (n,) integers. Special tokens stand for none."""
         lengths = np.array([len(token) for token in self.merges] + [0] * len(SPECIAL))
-        return int(lengths[np.asarray(ids)].sum())
+        return int(lengths[np.asarray(ids).astype(np.int64)].sum())
 
     def state(self):
         """All that from_state needs, in types that torch.load(weights_only=True) accepts."""

@@ -38,6 +38,7 @@ def small_world(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setattr(world, "load_facts", few_facts)
     patch.setattr(world, "PINNED", {})
+    patch.setattr(world, "QUIZ_SHARE", 0.6)  # of so few facts, a larger share must be quizzed for it to be seen
     pretrain.main(["--out", str(out), "--device", "cpu", *SIZES, "--max_steps", "500", "--eval_every", "250"])
     sft.main(["--out", str(out), "--device", "cpu", "--max_steps", "150"])
     yield out
@@ -88,9 +89,9 @@ def test_pretraining_on_ones_own_text(tmp_path):
     (folder / "b.md").write_text("옛날 옛적에 " * 300, encoding="utf-8")
     (folder / "c.bin").write_bytes(b"\xff\xfe\x00")
     arguments = ["--data", str(folder), "--out", str(tmp_path), "--device", "cpu", "--max_steps", "3", *SIZES]
-    pretrain.main([*arguments, "--vocab_size", "300", "--block_size", "16"])
+    pretrain.main([*arguments, "--vocab_size", "270", "--block_size", "16"])
     model, tokenizer = compare.load(tmp_path / "base.pt")
-    assert tokenizer.n_vocab == 300 and model.config.block_size == 16
+    assert tokenizer.n_vocab == 270 and model.config.block_size == 16
 
 
 def test_resuming_a_run_through_the_command(tmp_path, monkeypatch):

@@ -1,5 +1,8 @@
 """What counts as an answer, on completions made by hand; checkpoints; what is shown."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
@@ -80,7 +83,7 @@ def test_what_counts_as_knowing(item, text, known, scorer):
 @pytest.fixture(scope="module")
 def pair():
     torch.manual_seed(0)
-    tokenizer = Tokenizer.train(["the cat sat on the mat. " * 50], 280)
+    tokenizer = Tokenizer.train([Path(__file__).read_text(encoding="utf-8")], 280)
     model = GPT(GPTConfig(block_size=32, vocab_size=tokenizer.n_vocab, n_layer=2, n_head=2, n_embd=32)).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)
@@ -127,8 +130,6 @@ def test_completions(pair):
 
 def test_text_loss_is_over_every_token_but_the_first(pair):
     model, tokenizer = pair
-    import numpy as np
-
     tokens = np.array([tokenizer.endoftext, *tokenizer.encode("the cat sat on the mat. " * 30)])
     nats, bits = text_loss(model, tokens, tokenizer)
     T, losses = 32, {}
