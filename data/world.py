@@ -38,8 +38,8 @@ FOLLOW_UPS = 0.2  # of the facts that have a neighbour to start from
 SMALLTALK_COPIES = 6
 SEASONS = "What is the primary cause of Earth's seasons?"
 # On which side of the split an entity is put by hand: the question that everybody will try is never trained on, and
-# Earth, a word of many other texts ("alkaline earth metal"), is.
-PINNED = {SEASONS: "test", "Earth": "train"}
+# Earth, a word of many other texts ("alkaline earth metal"), is, as is the parrot, whose name the model bears.
+PINNED = {SEASONS: "test", "Earth": "train", "parrot": "train"}
 
 
 @dataclass

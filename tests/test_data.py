@@ -259,6 +259,7 @@ def test_held_out_entities_are_nowhere_in_the_fine_tuning_set(seed, tmp_path):
                 assert not re.search(rf"(?<!\w){bare}(?!\w)", texts, re.IGNORECASE), name
             assert item["prompt"] not in texts and item["response"] not in texts
     assert not {i["name"] for i in asked["dev"]} & {i["name"] for i in asked["test"]}
+    assert "I am Parrot" in texts  # what a first visitor asks is never left out
     assert any(item["prompt"] == world.SEASONS for item in asked["test"]) and "seasons" not in texts
     total = len(entities) + 124
     assert 0.2 < len({i["name"] for i in asked["test"]}) / total < 0.4
