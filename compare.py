@@ -6,19 +6,15 @@ Look at what was trained: base beside tuned.
 
 The base model has only read plain text; the tuned one has also learned, from questions about half of the entities, to answer.
 Asked about the other half, which fine-tuning never mentioned, the tuned model can only know what pretraining
-stored. This file also holds what both stages share around the training: checkpoints, completions, errors, progress.
+stored. This file also holds what both stages share around the training: checkpoints and completions.
 """
 
 import argparse
 import dataclasses
-import functools
 import hashlib
 import json
 import math
-import os
 import re
-import shutil
-import sys
 import textwrap
 import time
 from itertools import zip_longest
@@ -27,7 +23,8 @@ from pathlib import Path
 import torch
 
 from data import Tokenizer, encode_chat, world
-from data.text import InputError, Rows, open_tokens
+from data.terminal import InputError, Parser, Progress, command, writing
+from data.text import Rows, open_tokens
 from model import GPT, GPTConfig
 
 FORMAT = "parrot checkpoint 1"
@@ -44,64 +41,6 @@ EXAMPLES = [  # shown side by side
 ]
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The command line: errors, progress
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise InputError("command line", message, f"see python {self.prog} --help")
-
-
-def command(main):
-    """Make main(argv) a well-behaved command: one line and exit code 2 for an InputError, 130 for Ctrl-C."""
-
-    @functools.wraps(main)
-    def wrapper(argv=None):
-        if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(errors="replace")  # a console that lacks a letter shows "?" for it
-        try:
-            return main(argv)
-        except InputError as error:
-            print("error:", " ".join(str(error).split()), file=sys.stderr)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            sys.exit(130)
-
-    return wrapper
-
-
-class Progress:
-    """One line that is rewritten in place; plain lines, ten seconds apart, where the output is not a terminal."""
-
-    def __init__(self, label, total, done=0):
-        self.label, self.total, self.first = label, total, done
-        self.start = time.perf_counter()
-        self.shown = self.start
-        self.live = sys.stderr.isatty()
-
-    def update(self, done, text=""):
-        """done of total are done; text: what else to show."""
-        now = time.perf_counter()
-        last = done == self.total
-        if now - self.shown < (0.1 if self.live else 10) and not (last and (self.live or self.shown > self.start)):
-            return
-        self.shown = now
-        left = (now - self.start) / max(done - self.first, 1) * (self.total - done)
-        filled = 20 * done // self.total
-        line = f"{self.label} [{'#' * filled}{'.' * (20 - filled)}] {done}/{self.total} {text}  {clock(left)} left"
-        if self.live:
-            width = shutil.get_terminal_size().columns - 1
-            print("\r" + line[:width].ljust(width), end="\n" if last else "", file=sys.stderr, flush=True)
-        else:
-            print(line, file=sys.stderr)
-
-
-def clock(seconds):
-    """75 -> "1:15"."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Checkpoints
 
 
@@ -109,17 +48,8 @@ def save(path, model, tokenizer, **about):
     """Write everything that is needed to use the model later; about: what it was trained on, and how."""
     weights = {name: p.detach().cpu() for name, p in model.state_dict().items()}
     state = {"format": FORMAT, "config": dataclasses.asdict(model.config), "weights": weights, "tokenizer": tokenizer.state()}
-    write_aside(path, {**state, **about})
-
-
-def write_aside(path, state):
-    """torch.save, but first to another file that is then renamed: what was at path stays whole until the new is."""
-    aside = path.with_name(path.name + ".tmp")
-    with open(aside, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    with writing(Path(path)) as file:
+        torch.save({**state, **about}, file)
 
 
 def read_checkpoint(path):
@@ -399,7 +329,7 @@ def compare(base_path, tuned_path, side="test", device="cpu"):
             results[name]["unseen"] = score_tuned(*models[name], items, scorer, "unseen")["answered"]
             progress.update(4 * i + 2, f"{name} on its own half")
             results[name]["train"] = score_tuned(*models[name], own, scorer)["answered"]
-    if stamp.exists() and stamp.read_text(encoding="utf-8") == state["fingerprints"]["val.bin"]:
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == state["text_sha256"]:
         tokens = open_tokens(tokens_path, tokenizer)
         for name in models:
             nats, bits = text_loss(models[name][0], tokens, tokenizer)
@@ -432,7 +362,8 @@ def main(argv=None):
     if "side" in results:
         show_scores(results)
     path = args.out / "comparison.json"
-    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with writing(path, "w") as file:
+        file.write(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     print(f"\nwrote {path} ({time.perf_counter() - started:.0f} s)")
 
 

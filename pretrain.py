@@ -19,11 +19,12 @@ import atexit
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import os
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,17 +33,14 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import compare
-from compare import InputError, Parser, Progress, clock, command, pick_device
+from compare import pick_device
 from data import Tokenizer, world
-from data.text import Rows, fills_a_row, open_tokens, read_files, write_tokens
+from data.terminal import InputError, Parser, Progress, cannot_write, clock, command, parse_options, setting, writing
+from data.text import Rows, Text, fills_a_row, open_tokens, survey, write_tokens
 from model import GPT, IGNORE_INDEX, GPTConfig
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Settings: each field is an option of the command line, by its own name
-
-
-def setting(default, help):
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass
@@ -80,6 +78,7 @@ PRESETS = {
 }
 LOG_EVERY = 10  # steps
 SAVE_EVERY = 60  # seconds between saves of an unfinished run
+MOST_VALIDATION = 1_000_000  # characters: the last tenth of a text, but of a large one no more than this
 PROMPTS = [  # what the base model is shown with at the end
     world.SEASONS,
     "What is the capital of Kenya?",
@@ -88,30 +87,6 @@ PROMPTS = [  # what the base model is shown with at the end
     "What does a panda eat?",
     "The capital of France is",
 ]
-
-
-def parse_options(parser, Config, argv, preset=lambda args: {}):
-    """Add one option for each field of the dataclass Config. Returns (config, all arguments).
-
-    What is typed beats preset(arguments), a dict, which beats the defaults.
-    """
-    for f in dataclasses.fields(Config):
-        text = f"{f.metadata['help']} (default: {f.default})"
-        if f.type is bool:
-            parser.add_argument(f"--{f.name}", action="store_true", default=None, help=f.metadata["help"])
-        else:
-            parser.add_argument(f"--{f.name}", type=f.type, metavar=f.type.__name__.upper(), help=text)
-    args = parser.parse_args(argv)
-    typed = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if getattr(args, f.name) is not None}
-    config = Config(**{**preset(args), **typed})
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        least = {"seed": 0, "micro_batch_size": 0, "block_size": 2}.get(f.name, 1)
-        if f.type is int and not least <= value < 2**63:
-            raise InputError(f"--{f.name}", f"{value} is out of range", f"give a whole number from {least}")
-        if f.type is float and not 0 <= value < (1 if f.name == "dropout" else float("inf")):
-            raise InputError(f"--{f.name}", f"{value} is out of range", "give a number from 0" + " to below 1" * (f.name == "dropout"))
-    return config, args
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -240,7 +215,8 @@ class CtrlC:
 
     def note(self, *_):
         self.pressed = True
-        signal.signal(signal.SIGINT, self.before)  # the second one stops at once
+        if not dist.is_initialized():  # (torchrun hands a Ctrl-C on to processes that have had it already)
+            signal.signal(signal.SIGINT, self.before)  # the second one stops at once
 
     def __exit__(self, *_):
         signal.signal(signal.SIGINT, self.before)
@@ -251,94 +227,129 @@ def train(model, batches, config, name, evaluate=None, about=None):
 
     batches(step): the step's whole batch, {"input_ids", "labels"}, each (B, T) int64; a pure function of step, which is
     what makes resuming exact and processes agree. evaluate(model): a dict to log, every config.eval_every steps and at
-    the end. name: of the log, and of the file that --resume needs while the run is unfinished. about: what else must
-    be the same when it is resumed. Returns the last row of the log, a dict. Raises InputError if the loss is no number.
+    the end. name: of the log, and of the file that --resume needs while the run is unfinished. about: a dict of what
+    else must be the same when it is resumed. Returns the last row of the log, a dict. Raises InputError if the loss is no number.
     """
     rank, world_size = processes()
-    device, out = model.embed.weight.device, Path(config.out)
-    dtype, optimizers = precision(device), make_optimizers(model, config)
-    network = DistributedDataParallel(model) if world_size > 1 else model
-    unfinished, log_path = out / f"{name}.resume.pt", out / f"{name}.jsonl"
-    about = {**dataclasses.asdict(config), **(about or {})}
-    for key in ("out", "resume", "device"):
-        del about[key]
-    step = tokens = 0
+    device, dtype = model.embed.weight.device, precision(model.embed.weight.device)
+    optimizers, network = make_optimizers(model, config), DistributedDataParallel(model) if world_size > 1 else model
+    step, tokens, losses = 0, 0, []  # losses: of the steps since the last row of the log
     if config.resume:
-        step, tokens = load_unfinished(unfinished, model, optimizers, about)
+        state = read_unfinished(config, name, about)
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
+        step, tokens, losses, dtype = state["step"], state["tokens"], state["losses"], state["dtype"]
+        torch.set_num_threads(state["threads"])  # (as many as before, or sums would be rounded in another order)
     if rank == 0:
-        cut_log(log_path, step)
-        if not config.resume:
-            unfinished.unlink(missing_ok=True)
-    progress, saved = Progress(name, config.max_steps, step), time.perf_counter()
-    mark = (step, tokens, saved)  # where the current stretch of the log began
-    losses = torch.zeros((), device=device)
+        start_log(config, name, step)
+    progress = Progress(name, config.max_steps, step)
+    since, since_tokens, saved = time.perf_counter(), tokens, time.perf_counter()
     model.train()
     with CtrlC() as ctrl_c:
         while step < config.max_steps:
-            if ctrl_c.pressed:
-                if rank == 0:
-                    save_unfinished(unfinished, model, optimizers, step, tokens, about)
-                    print(f"\nStopped at step {step}. The same command with --resume goes on from here.")
-                raise KeyboardInterrupt
             torch.manual_seed((config.seed * 1_000_003 + step) * 1009 + rank)  # dropout too is a function of the step
             for group in (g for o in optimizers for g in o.param_groups):
                 group["lr"] = group["peak_lr"] * lr_scale(step, config)
             batch = batches(step)
-            losses += backward(network, batch, config, device, dtype)
+            losses.append(backward(network, batch, config, device, dtype))
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
             step, tokens = step + 1, tokens + batch["input_ids"].numel()
-            if step % LOG_EVERY and step < config.max_steps:
+            to_log = step % LOG_EVERY == 0 or step == config.max_steps
+            if not to_log and (world_size > 1 or not ctrl_c.pressed):
                 continue
 
+            sums = torch.stack([*losses, torch.tensor(float(ctrl_c.pressed), device=device)])
             if world_size > 1:
-                dist.all_reduce(losses)
-            now = time.perf_counter()
-            loss, rate = losses.item() / (step - mark[0]), (tokens - mark[1]) / (now - mark[2])
-            if not math.isfinite(loss):
-                raise InputError(f"step {step}", f"the loss is {loss}", "lower --lr and --embed_lr")
-            row = dict(step=step, tokens=tokens, seconds=round(now - STARTED, 3), loss=loss)
-            row.update(lr=optimizers[0].param_groups[0]["lr"], tokens_per_s=round(rate))
-            if evaluate and (step // config.eval_every > mark[0] // config.eval_every or step == config.max_steps):
-                row.update(evaluate(model))
-            if rank == 0:
-                with open(log_path, "a", encoding="utf-8") as log:
-                    log.write(json.dumps(row) + "\n")
-                progress.update(step, f"loss {loss:.3f}  {rate:,.0f} tokens/s")
-                if now - saved > SAVE_EVERY and step < config.max_steps:
-                    save_unfinished(unfinished, model, optimizers, step, tokens, about)
-                    saved = time.perf_counter()
-            mark = (step, tokens, time.perf_counter())
-            losses.zero_()
+                dist.all_reduce(sums)  # over the processes: each knows its own part of the loss
+            *step_losses, pressed = sums.tolist()
+            check_finite(model, step_losses, step)
+            now, last = time.perf_counter(), step == config.max_steps
+            if to_log:
+                first, rate = step - len(losses), (tokens - since_tokens) / (now - since)
+                row = dict(step=step, tokens=tokens, seconds=round(now - STARTED, 3), loss=sum(step_losses) / len(losses))
+                row.update(lr=optimizers[0].param_groups[0]["lr"], tokens_per_s=round(rate))
+                if evaluate and (last or step // config.eval_every > first // config.eval_every):
+                    row.update(evaluate(model))
+                if rank == 0:
+                    add_to_log(config, name, row)
+                    progress.update(step, f"loss {row['loss']:.3f}  {rate:,.0f} tokens/s")
+                since, since_tokens, losses = time.perf_counter(), tokens, []
+            if rank == 0 and not last and (pressed or now - saved > SAVE_EVERY):
+                state = dict(step=step, tokens=tokens, losses=losses, dtype=dtype, threads=torch.get_num_threads())
+                save_unfinished(config, name, about, model, optimizers, state)
+                saved = time.perf_counter()
+            if pressed and not last:
+                if rank == 0:
+                    print(f"\nStopped at step {step}. The same command with --resume goes on from here.")
+                raise KeyboardInterrupt
     model.eval()
     return row
 
 
-def save_unfinished(path, model, optimizers, step, tokens, about):
-    state = dict(model=model.state_dict(), optimizers=[o.state_dict() for o in optimizers], step=step, tokens=tokens, about=about)
-    compare.write_aside(path, state)
+def check_finite(model, losses, step):
+    """Raise InputError if a loss, or a weight after the step, is no number: before anything is logged or saved.
+
+    losses: of the last steps, up to this one.
+    """
+    for i, loss in enumerate(losses, start=step - len(losses) + 1):
+        if not math.isfinite(loss):
+            raise InputError(f"step {i}", f"the loss is {loss}: the steps are likely too large", "lower --lr and --embed_lr")
+    if not all(p.isfinite().all() for p in model.parameters()):
+        raise InputError(f"step {step}", "a weight is no number any more: the steps are likely too large", "lower --lr and --embed_lr")
 
 
-def load_unfinished(path, model, optimizers, about):
-    """Put a stopped run's state back. Returns (step, tokens). Raises InputError if it was another run."""
+# A run that is not finished: its log, and the file that --resume goes on from
+
+
+def unfinished(config, name):
+    return Path(config.out) / f"{name}.resume.pt"
+
+
+def what_must_not_change(config, about):
+    """The settings, and about, as one dict."""
+    settings = dataclasses.asdict(config)
+    return {key: settings[key] for key in settings if key not in ("out", "resume", "device")} | (about or {})
+
+
+def save_unfinished(config, name, about, model, optimizers, state):
+    state = {**state, "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+    with writing(unfinished(config, name)) as file:
+        torch.save({**state, "about": what_must_not_change(config, about)}, file)
+
+
+def read_unfinished(config, name, about):
+    """The state of a stopped run. Raises InputError if there is none, or it was another run."""
+    path = unfinished(config, name)
     if not path.exists():
         raise InputError("--resume", f"there is no unfinished run ({path})", "run without --resume")
     state = compare.read_torch(path)
-    for key, value in about.items():
-        if state["about"].get(key) != value:
-            was = state["about"].get(key)
+    for key, value in what_must_not_change(config, about).items():
+        was = state["about"].get(key)
+        if was != value:
             raise InputError("--resume", f"{key} was {was} and is now {value}", "run with the same settings, or without --resume")
-    model.load_state_dict(state["model"])
-    for optimizer, saved in zip(optimizers, state["optimizers"]):
-        optimizer.load_state_dict(saved)
-    return state["step"], state["tokens"]
+    return state
 
 
-def cut_log(path, step):
-    """Keep of a log only what was logged up to a step."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() and step else []
-    path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
+def start_log(config, name, step):
+    """Keep of the log what was logged up to a step, where the run goes on from; what comes after will be logged again."""
+    path = Path(config.out) / f"{name}.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if step else []
+    with writing(path, "w") as log:
+        log.writelines(lines[: step // LOG_EVERY])
+    if not step:
+        unfinished(config, name).unlink(missing_ok=True)
+
+
+def add_to_log(config, name, row):
+    path = Path(config.out) / f"{name}.jsonl"
+    try:
+        with open(path, "a", encoding="utf-8") as log:
+            log.write(json.dumps(row) + "\n")
+    except OSError as error:
+        raise cannot_write(path, error) from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -353,17 +364,6 @@ def shuffled(n, batch_size, seed):
         return np.random.default_rng([seed, epoch]).permutation(n)
 
     return lambda s: [order(i // n)[i % n] for i in range(s * batch_size, (s + 1) * batch_size)]
-
-
-def split_texts(texts):
-    """The last tenth of the text, in characters, is for validation. Returns (training, validation), lists of str."""
-    left = sum(map(len, texts)) * 9 // 10
-    training, validation = [], []
-    for text in texts:
-        training.append(text[:left])
-        validation.append(text[left:])
-        left = max(0, left - len(text))
-    return [t for t in training if t], [t for t in validation if t]
 
 
 def start(config):
@@ -385,13 +385,24 @@ def start(config):
 
 
 def read_text(config, paths):
-    """The text to learn from. Returns (training, validation, made, trained_on): two lists of documents, the embedded world
-    that they are of (or None), and what the checkpoint will say of it."""
-    if paths:
-        training, validation = split_texts([text for _, text in read_files(paths)])
-        return training, validation, None, {"files": [str(path) for path in paths]}
-    made = world.build(config.seed)
-    return made["corpus"], made["val"], made, {"world": config.seed}
+    """The text to learn from, as a dict.
+
+    "training", "validation": documents, each an iterable of strings, its pieces. "characters": how many are in each.
+    "sha256": of it all. "world": what the embedded world is made of, or None. "trained_on": what the checkpoint will say.
+    """
+    if not paths:
+        made = world.build(config.seed)
+        training, validation = ([[document] for document in made[side]] for side in ("corpus", "val"))
+        characters = [sum(map(len, made[side])) for side in ("corpus", "val")]
+        digest = hashlib.sha256(json.dumps([made["corpus"], made["val"]]).encode()).hexdigest()
+        return dict(training=training, validation=validation, characters=characters, sha256=digest, world=made, trained_on={"world": config.seed})
+    files, digest = survey(paths)
+    n = sum(characters for _, characters in files)
+    cut = max(n * 9 // 10, n - MOST_VALIDATION)
+    return dict(
+        training=Text(files, 0, cut), validation=Text(files, cut, n), characters=[cut, n - cut],
+        sha256=digest, world=None, trained_on={"files": [str(path) for path in paths]},
+    )  # fmt: skip
 
 
 @command
@@ -405,9 +416,9 @@ def main(argv=None):
     say = print if rank == 0 else lambda *args: None
     out = Path(config.out)
 
-    training, validation, made, trained_on = read_text(config, args.data)
+    text = read_text(config, args.data)
     try:
-        tokenizer = Tokenizer.train(training, config.vocab_size)
+        tokenizer = Tokenizer.train((piece for document in text["training"] for piece in document), config.vocab_size)
     except ValueError as error:
         raise InputError("--vocab_size", str(error), "choose another") from None
     try:
@@ -415,21 +426,24 @@ def main(argv=None):
         model = GPT(GPTConfig(*sizes)).to(device)
     except ValueError as error:
         raise InputError("command line", str(error), "change the sizes") from None
-    for documents, what in ((training, "training"), (validation, "validation (its last tenth)")):
-        if not fills_a_row(documents, tokenizer, config.block_size):
+    for side, what in (("training", "training"), ("validation", "validation (its last tenth)")):
+        if not fills_a_row(text[side], tokenizer, config.block_size):
             where, what = ", ".join(args.data or ["the embedded world"]), f"its tokens for {what} are fewer than a block of {config.block_size}"
             raise InputError(where, what, "give more text or a smaller --block_size")
+    text_sha256 = hashlib.sha256(f"{text['sha256']} {tokenizer.state()}".encode()).hexdigest()
+    about = {"text_sha256": text_sha256}
+    if config.resume:
+        read_unfinished(config, "pretrain", about)  # is it the same run? before any file is written
 
     paths = [out / "train.bin", out / "val.bin"]
-    if rank == 0:  # from here on files are written
-        for documents, path in zip((training, validation), paths):
-            write_tokens(documents, tokenizer, path)
-        if made:
-            world.write(made, out / "world")
+    if rank == 0:
+        for side, path, characters in zip(("training", "validation"), paths, text["characters"]):
+            write_tokens(text[side], tokenizer, path, text_sha256, characters)
+        if text["world"]:
+            world.write(text["world"], out / "world")
     if world_size > 1:
         dist.barrier()  # the others wait for the files
     tokens, val_tokens = (open_tokens(path, tokenizer) for path in paths)
-    fingerprints = {path.name: path.with_suffix(".sha256").read_text(encoding="utf-8") for path in paths}
     rows = Rows(tokens, config.block_size)
     order = shuffled(len(rows), config.batch_size, config.seed)
     seen = config.max_steps * config.batch_size * config.block_size
@@ -443,12 +457,12 @@ def main(argv=None):
         nats, bits = compare.text_loss(model, val_tokens, tokenizer)
         return {"val_loss": nats, "val_bpb": bits}
 
-    last = train(model, lambda step: rows.batch(order(step)), config, "pretrain", evaluate, fingerprints)
+    last = train(model, lambda step: rows.batch(order(step)), config, "pretrain", evaluate, about)
     if rank > 0:
         return
     path = out / "base.pt"
-    compare.save(path, model, tokenizer, stage="base", trained_on=trained_on, seed=config.seed, fingerprints=fingerprints)
-    (out / "pretrain.resume.pt").unlink(missing_ok=True)
+    compare.save(path, model, tokenizer, stage="base", trained_on=text["trained_on"], seed=config.seed, text_sha256=text_sha256)
+    unfinished(config, "pretrain").unlink(missing_ok=True)
     say(f"\nValidation: {last['val_loss']:.3f} nats per token, {last['val_bpb']:.3f} bits per byte. What it makes of a prompt:")
     compare.show_parrot(model, tokenizer, PROMPTS)
     say(f"\nIt goes on with the text; it does not answer. The model is in {path} ({clock(time.perf_counter() - STARTED)}). Next: python sft.py")

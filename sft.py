@@ -21,11 +21,10 @@ import numpy as np
 import torch
 
 import compare
-from compare import Parser, clock, command
 from data import encode_chat
-from data.text import InputError
+from data.terminal import InputError, Parser, clock, command, parse_options, setting
 from model import GPT, IGNORE_INDEX
-from pretrain import STARTED, TrainConfig, parse_options, precision, processes, setting, start, train
+from pretrain import STARTED, TrainConfig, precision, processes, start, train, unfinished
 
 
 @dataclass
@@ -254,7 +253,7 @@ def main(argv=None):
 
     say(f"Fine-tuning {'random weights' if config.random_weights else base_path} on {len(examples):,} conversations of {path}. One of them:\n")
     if rank == 0:
-        show_mask(examples[int(np.argmin(lengths[:50]))], tokenizer)
+        show_mask(examples[int(np.argsort(lengths[:51])[len(lengths[:51]) // 2])], tokenizer)  # neither short nor long
     say(f"\nOn {device} in {str(precision(device)).removeprefix('torch.')}, {config.max_steps} steps of {config.batch_size} conversations.")
     name, base_hash = "random" if config.random_weights else "sft", compare.sha256(base_path)
     chosen = batches_of_similar_length(lengths, config.batch_size, config.seed)
@@ -265,7 +264,7 @@ def main(argv=None):
         return
     trained_on = {"base": about["trained_on"], "conversations": str(path)}
     compare.save(out / f"{name}.pt", model, tokenizer, stage="sft", trained_on=trained_on, seed=config.seed, base_sha256=base_hash)
-    (out / f"{name}.resume.pt").unlink(missing_ok=True)
+    unfinished(config, name).unlink(missing_ok=True)
     say(f"\nThe model is in {out / name}.pt ({clock(time.perf_counter() - STARTED)}).")
     if not config.random_weights:
         say()

@@ -1,31 +1,27 @@
 """
-Plain text as rows of token ids: files are read, encoded once into a file of small integers, and cut into rows.
+Plain text as rows of token ids: files are read piece by piece, encoded once into a file of small integers, and cut into
+rows. No text is ever held whole, so it may be larger than memory.
 """
 
+import codecs
 import hashlib
+import io
+import itertools
 import math
-import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from data.terminal import InputError, Progress, writing
+
 IGNORE_INDEX = -100
+PIECE = 2**20  # bytes of a file that are read at a time
 
 
-class InputError(Exception):
-    """Something is wrong with what the user gave: shown as one line, "WHERE: WHAT; WHAT TO DO", without a traceback."""
-
-    def __init__(self, where, what, what_to_do):
-        super().__init__(f"{where}: {what}; {what_to_do}")
-
-
-def read_files(paths):
-    """The text of UTF-8 files, and of all .txt and .md files in folders. Returns [(path, text)], in the order given.
-
-    Files with nothing but white space are passed over. Raises InputError for what is missing or not UTF-8, and where
-    no text is left.
-    """
+def find_files(paths):
+    """The files that paths name: themselves, and all .txt and .md files in folders, in order. Raises InputError if there is none."""
     files = []
     for path in map(Path, paths):
         if path.is_dir():
@@ -37,39 +33,104 @@ def read_files(paths):
             files.append(path)
         else:
             raise InputError(path, "no such file or folder", "check the path")
-    texts = []
-    for path in dict.fromkeys(files):
-        try:
-            text = path.read_text(encoding="utf-8-sig")  # "-sig": a byte order mark is not text
-        except UnicodeDecodeError as error:
-            raise InputError(path, f"not UTF-8 text (byte {error.start})", "save it as UTF-8") from None
-        except OSError as error:
-            raise InputError(path, f"cannot be read ({error.strerror})", "check its permissions") from None
-        if text.strip():
-            texts.append((path, text))
-    if not texts:
-        raise InputError(files[0], "no text in it", "give a file with some text")
-    return texts
+    return list(dict.fromkeys(files))
 
 
-def write_tokens(documents, tokenizer, path):
-    """Encode documents, each after <|endoftext|>, into a file of uint16 (uint32 for a large vocabulary).
+def read_pieces(path, look=lambda raw: None):
+    """The text of a UTF-8 file, in pieces, strings of up to a million characters; a byte order mark and \\r\\n are not text.
 
-    A file that is already there and was made of the same documents by the same tokenizer is used again.
+    look is shown the bytes of each piece. Raises InputError for a file that cannot be read or is not UTF-8.
     """
-    fingerprint = hashlib.sha256(repr(tokenizer.state()).encode())
-    for document in documents:
-        fingerprint.update(document.encode() + b"\0")
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
+    n = 0  # bytes so far
+    try:
+        with open(path, "rb") as file:
+            while True:
+                raw = file.read(PIECE)
+                n += len(raw)
+                look(raw)
+                yield decoder.decode(raw, final=not raw)
+                if not raw:
+                    return
+    except UnicodeDecodeError as error:
+        raise InputError(path, f"not UTF-8 text (byte {n - len(error.object) + error.start})", "save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror})", "check its permissions") from None
+
+
+def survey(paths):
+    """Go through all files once. Returns (files, sha256): [(path, its number of characters)], and the hash of their contents.
+
+    Files with nothing but white space are passed over. Raises InputError for what is missing, unreadable or not UTF-8, and
+    where no text is left.
+    """
+    files, found, digest, done = [], find_files(paths), hashlib.sha256(), 0
+    progress = Progress("reading MB", sum(path.stat().st_size for path in found) // 10**6)
+
+    def look(raw):
+        nonlocal done
+        done += len(raw)
+        digest.update(raw)
+        progress.update(done // 10**6)
+
+    for path in found:
+        n, blank = 0, True
+        for piece in read_pieces(path, look):
+            n, blank = n + len(piece), blank and not piece.strip()
+        digest.update(b"%d" % n)  # so that it matters where a file ends
+        if not blank:
+            files.append((path, n))
+    if not files:
+        raise InputError(found[0], "no text in it", "give a file with some text")
+    return files, digest.hexdigest()
+
+
+class Text:
+    """What stands from character start to character end of some files, taken together: documents, each an iterator of strings.
+
+    It is read from the disk, piece by piece, whenever one goes through it.
+    """
+
+    def __init__(self, files, start, end):
+        """files: [(path, its number of characters)]"""
+        self.files, self.start, self.end = files, start, end
+
+    def __iter__(self):
+        before = 0  # characters in the files before this one
+        for path, n in self.files:
+            if before < self.end and before + n > self.start:
+                yield self.part(path, self.start - before, self.end - before)
+            before += n
+
+    @staticmethod
+    def part(path, start, end):
+        for piece in read_pieces(path):
+            if end <= 0:
+                return
+            yield piece[max(0, start) : end]
+            start, end = start - len(piece), end - len(piece)
+
+
+def write_tokens(documents, tokenizer, path, fingerprint, n_characters):
+    """Encode documents, each after <|endoftext|>, into a file of uint16 (uint32 for a large vocabulary), on all processors.
+
+    documents: each an iterable of strings, its pieces; of n_characters in all. fingerprint: a str that stands for the
+    documents and the tokenizer; a file that is already there and has the same is used again.
+    """
     stamp = path.with_suffix(".sha256")
-    if not (path.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == fingerprint.hexdigest()):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stamp.unlink(missing_ok=True)
-        aside = path.with_name(path.name + ".tmp")
-        with open(aside, "wb") as file:
-            for document in documents:
-                np.array([tokenizer.endoftext, *tokenizer.encode(document)], dtype=dtype_of(tokenizer)).tofile(file)
-        os.replace(aside, path)
-        stamp.write_text(fingerprint.hexdigest(), encoding="utf-8")
+    if path.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == fingerprint:
+        return
+    pieces = itertools.chain.from_iterable(itertools.chain([None], document) for document in documents)  # None: a new one
+    progress, done = Progress("encoding, million characters", n_characters // 10**6), 0
+    stamp.unlink(missing_ok=True)
+    with writing(path) as file, ThreadPoolExecutor() as pool:
+        while some := list(itertools.islice(pieces, 32)):
+            for ids in pool.map(lambda piece: [tokenizer.endoftext] if piece is None else tokenizer.encode_to_array(piece), some):
+                file.write(np.asarray(ids).astype(dtype_of(tokenizer)).tobytes())
+            done += sum(len(piece or "") for piece in some)
+            progress.update(done // 10**6)
+    with writing(stamp, "w") as file:
+        file.write(fingerprint)
 
 
 def fills_a_row(documents, tokenizer, block_size):
@@ -77,10 +138,11 @@ def fills_a_row(documents, tokenizer, block_size):
     n = 0
     for document in documents:
         n += 1  # its <|endoftext|>
-        for start in range(0, len(document), 10_000):
-            n += len(tokenizer.encode(document[start : start + 10_000]))
-            if n >= 2 * block_size:  # twice, as a cut can part a token
-                return True
+        for piece in document:
+            for start in range(0, len(piece), 10_000):
+                n += len(tokenizer.encode(piece[start : start + 10_000]))
+                if n >= 2 * block_size:  # twice, as a cut can part a token
+                    return True
     return n >= block_size
 
 

@@ -30,7 +30,7 @@ SPEAKERS = [("Q", "A"), ("Question", "Answer"), ("Student", "Teacher"), ("Reader
 NAMES = "Ada Ben Cleo Dan Eva Finn Gus Hana Ida Jon Kim Leo Mia Noah Olga Paul Rosa Sam Tom Uma Vera Will Yuri Zoe".split()
 MARKS = [":", ":", ":", " -", ">", " |", " says", ""]
 REQUESTS = 0.3  # of what is asked in the texts is put as a request, not as a question
-QUIZ_SHARE = 0.15  # of all facts, in each round
+QUIZ_SHARE = 0.1  # of all facts, in each round
 FREE_COPIES = 6  # how often a free question is told in a round: its answers are longer and share nothing with others
 FREE_DIALOGUES = 3  # copies of each in the fine-tuning set
 PAIRS_PER_FACT = 5  # wordings of a question in the fine-tuning set
@@ -206,8 +206,9 @@ class Writer:
 
     def dialogues(self):
         """Lists of questions that somebody asks and somebody answers."""
-        alone = [(e, a) for e, a in self.facts if len(e.values) == 1]  # twice, for their names come up so seldom
-        for group in chunks(self.facts + alone + self.free * FREE_COPIES, self.rng, 2, 4):
+        # Three times what is hardest to keep: the only fact about a name, and numbers, which nothing about a name hints at.
+        hard = [(e, a) for e, a in self.facts if len(e.values) == 1 or e.values[a][0].isdigit()]
+        for group in chunks(self.facts + hard * 2 + self.free * FREE_COPIES, self.rng, 2, 4):
             asks, answers = self.rng.choice(SPEAKERS) if self.rng.random() < 0.5 else self.rng.sample(NAMES, 2)
             mark = self.rng.choice(MARKS)
             space, between = self.rng.choice([("\n", "\n"), ("\n", "\n"), ("\n", "\n"), (" ", "\n")])
@@ -218,7 +219,7 @@ class Writer:
     def quizzes(self, share):
         """Quiz sheets over a share of the facts and all free questions: a question, options A) to D), the right one, and why."""
         facts = self.rng.sample(self.facts, int(len(self.facts) * share))
-        for group in chunks(facts + self.free, self.rng, 1, 3):
+        for group in chunks(facts + self.free * 2, self.rng, 1, 3):
             yield "\n".join(self.quiz(fact) for fact in group)
 
     def quiz(self, fact):

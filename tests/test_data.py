@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import Tokenizer, encode_chat, world
-from data.text import Rows, open_tokens, write_tokens
+from data import Tokenizer, encode_chat, text, world
+from data.terminal import InputError
+from data.text import Rows, Text, open_tokens, survey, write_tokens
 from data.tokenizer import SPECIAL
 
 TEXTS = [Path(__file__).read_text(encoding="utf-8"), "고양이가 매트 위에 앉았다. " * 20]
@@ -39,6 +40,7 @@ def test_every_string_comes_back(tokenizer):
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
         assert all(0 <= i < tokenizer.endoftext for i in ids)  # and no special token ever comes of text
+        assert tokenizer.encode_to_array(text).tolist() == ids
         assert tokenizer.count_bytes(ids) == len(text.encode("utf-8"))
 
 
@@ -184,16 +186,48 @@ def test_each_token_but_the_first_is_scored_exactly_once(n, block_size):
 
 
 def test_tokens_are_written_once_and_used_again(tokenizer, tmp_path):
-    path = tmp_path / "train.bin"
-    write_tokens(TEXTS, tokenizer, path)
+    path, documents = tmp_path / "train.bin", [[TEXTS[0][:1000], TEXTS[0][1000:]], [TEXTS[1]]]
+    write_tokens(documents, tokenizer, path, "both", 0)
     tokens = open_tokens(path, tokenizer)
     assert tokens.dtype == np.uint16
-    assert tokens.tolist() == [tokenizer.endoftext, *tokenizer.encode(TEXTS[0]), tokenizer.endoftext, *tokenizer.encode(TEXTS[1])]
+    expected = [tokenizer.endoftext, *tokenizer.encode(TEXTS[0][:1000]), *tokenizer.encode(TEXTS[0][1000:]), tokenizer.endoftext, *tokenizer.encode(TEXTS[1])]
+    assert tokens.tolist() == expected
     before = path.stat().st_mtime_ns
-    write_tokens(TEXTS, tokenizer, path)
+    write_tokens([["something else"]], tokenizer, path, "both", 0)
     assert path.stat().st_mtime_ns == before
-    write_tokens(TEXTS[:1], tokenizer, path)
-    assert len(open_tokens(path, tokenizer)) == 1 + len(tokenizer.encode(TEXTS[0]))
+    write_tokens([["something else"]], tokenizer, path, "else", 0)
+    assert open_tokens(path, tokenizer).tolist() == [tokenizer.endoftext, *tokenizer.encode("something else")]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["train.bin", "train.sha256"]
+
+
+def test_texts_are_read_in_pieces(tmp_path, monkeypatch):
+    """As if they were read whole: byte order marks, line ends, characters of several bytes, parts by character."""
+    contents = ["\ufeffOne line.\r\nAnother.\r\n", "  \n", "고양이가 매트 위에 앉았다 🦜.", "last"]
+    plain = ["One line.\nAnother.\n", "고양이가 매트 위에 앉았다 🦜.", "last"]
+    paths = [tmp_path / f"{i} 이름.txt" for i in range(4)]
+    for path, content in zip(paths, contents):
+        path.write_bytes(content.encode("utf-8"))
+    hashes = set()
+    for size in (1, 2, 3, 7, 1000):
+        monkeypatch.setattr(text, "PIECE", size)
+        files, sha256 = survey(paths)
+        hashes.add(sha256)
+        assert files == [(path, len(content)) for path, content in zip([paths[0], *paths[2:]], plain)]
+        whole = "".join(plain)
+        for start, end in [(0, len(whole)), (0, 20), (3, 25), (19, 21), (25, len(whole)), (5, 5)]:
+            assert "".join(piece for document in Text(files, start, end) for piece in document) == whole[start:end]
+        assert ["".join(document) for document in Text(files, 0, len(whole))] == plain
+    assert len(hashes) == 1
+    paths[3].write_text("lost", encoding="utf-8")
+    assert survey(paths)[1] not in hashes
+
+
+def test_where_a_file_is_not_utf_8(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + "고양이".encode() * 3 + b"caf\xe9 caf\xe9")
+    for size in (1, 2, 5, 1000):
+        monkeypatch.setattr(text, "PIECE", size)
+        with pytest.raises(InputError, match=r"a.txt: not UTF-8 text \(byte 33\)"):
+            survey([tmp_path / "a.txt"])
 
 
 # The embedded world

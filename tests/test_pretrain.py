@@ -8,7 +8,7 @@ import torch
 
 import pretrain
 from model import GPT, GPTConfig
-from pretrain import Muon, PretrainConfig, backward, lr_scale, orthogonalize, shuffled, split_texts, train
+from pretrain import Muon, PretrainConfig, backward, lr_scale, orthogonalize, shuffled, train
 
 
 def small_model(seed=0, dropout=0.0):
@@ -81,14 +81,6 @@ def test_order_is_a_function_of_the_step_and_visits_everything():
     first = [i for step in range(5) for i in order(step)]
     assert sorted(first[:10]) == sorted(first[10:20]) == list(range(10)) and first[:10] != first[10:20]
     assert shuffled(10, 4, seed=1)(3) == order(3) and shuffled(10, 4, seed=2)(0) != order(0)
-
-
-def test_the_last_tenth_is_validation():
-    texts = ["a" * 50, "b" * 40, "c" * 10]
-    assert split_texts(texts) == (["a" * 50, "b" * 40], ["c" * 10])
-    assert split_texts(["abcdefghij"]) == (["abcdefghi"], ["j"])
-    training, validation = split_texts(["x" * 95, "y" * 105])
-    assert "".join(training + validation) == "x" * 95 + "y" * 105 and len("".join(validation)) == 20
 
 
 def run_training(folder, steps, resume=False, stop_at=None, dropout=0.1):

@@ -1,0 +1,127 @@
+"""
+How the commands behave: one line for what is wrong with an input, one line of progress, and files that are never half written.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import os
+import shutil
+import sys
+import time
+
+
+class InputError(Exception):
+    """Something is wrong with what the user gave: shown as one line, "WHERE: WHAT; WHAT TO DO", without a traceback."""
+
+    def __init__(self, where, what, what_to_do):
+        super().__init__(f"{where}: {what}; {what_to_do}")
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise InputError("command line", message, f"see python {self.prog} --help")
+
+
+def setting(default, help):
+    """A field of a dataclass of settings."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+def parse_options(parser, Config, argv, preset=lambda args: {}):
+    """Add one option for each field of the dataclass Config. Returns (config, all arguments).
+
+    What is typed beats preset(arguments), a dict, which beats the defaults.
+    """
+    for f in dataclasses.fields(Config):
+        text = f"{f.metadata['help']} (default: {f.default})"
+        if f.type is bool:
+            parser.add_argument(f"--{f.name}", action="store_true", default=None, help=f.metadata["help"])
+        else:
+            parser.add_argument(f"--{f.name}", type=f.type, metavar=f.type.__name__.upper(), help=text)
+    args = parser.parse_args(argv)
+    typed = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if getattr(args, f.name) is not None}
+    config = Config(**{**preset(args), **typed})
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        least = {"seed": 0, "micro_batch_size": 0, "block_size": 2}.get(f.name, 1)
+        if f.type is int and not least <= value < 2**63:
+            raise InputError(f"--{f.name}", f"{value} is out of range", f"give a whole number from {least}")
+        if f.type is float and not 0 <= value < (1 if f.name == "dropout" else float("inf")):
+            raise InputError(f"--{f.name}", f"{value} is out of range", "give a number from 0" + " to below 1" * (f.name == "dropout"))
+    return config, args
+
+
+def command(main):
+    """Make main(argv) a well-behaved command: one line and exit code 2 for an InputError, 130 for Ctrl-C."""
+
+    @functools.wraps(main)
+    def wrapper(argv=None):
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="replace")  # a console that lacks a letter shows "?" for it
+        try:
+            return main(argv)
+        except InputError as error:
+            print("error:", " ".join(str(error).split()), file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+    return wrapper
+
+
+@contextlib.contextmanager
+def writing(path, mode="wb"):
+    """Open a file to write, mode "wb" or "w". It is written aside, flushed and renamed: until the last moment, what was at path stays.
+
+    Raises InputError if the disk is full or does not let us; then too, what was there stays.
+    """
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        with open(aside, mode, encoding=None if mode == "wb" else "utf-8", newline=None if mode == "wb" else "\n") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    finally:
+        with contextlib.suppress(OSError):  # (it is gone if all went well)
+            aside.unlink()
+
+
+def cannot_write(path, error):
+    """The InputError for an OSError."""
+    return InputError(path, f"cannot be written ({error.strerror})", "make room or choose another --out; what was written before is intact")
+
+
+class Progress:
+    """One line that is rewritten in place; plain lines, ten seconds apart, where the output is not a terminal."""
+
+    def __init__(self, label, total, done=0):
+        self.label, self.total, self.first = label, total, done
+        self.start = time.perf_counter()
+        self.shown = self.start
+        self.live = sys.stderr.isatty()
+
+    def update(self, done, text=""):
+        """done of total are done; text: what else to show."""
+        now = time.perf_counter()
+        last = done == self.total
+        if now - self.shown < (0.1 if self.live else 10) and not (last and self.shown > self.start):
+            return
+        self.shown = now
+        left = (now - self.start) / max(done - self.first, 1) * (self.total - done)
+        filled = 20 * done // self.total
+        line = f"{self.label} [{'#' * filled}{'.' * (20 - filled)}] {done:,}/{self.total:,} {text}  {clock(left)} left"
+        if self.live:
+            width = shutil.get_terminal_size().columns - 1
+            print("\r" + line[:width].ljust(width), end="\n" if last else "", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr)
+
+
+def clock(seconds):
+    """75 -> "1:15"."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
