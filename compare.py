@@ -24,7 +24,7 @@ import torch
 
 from data import Tokenizer, encode_chat, world
 from data.terminal import InputError, Parser, Progress, command, writing
-from data.text import Rows, open_tokens
+from data.text import Rows, open_tokens, read_json
 from model import GPT, GPTConfig
 
 FORMAT = "parrot checkpoint 1"
@@ -83,6 +83,8 @@ def load(path, device="cpu"):
         model = GPT(GPTConfig(**state["config"]))
         model.load_state_dict(state["weights"])
         tokenizer = Tokenizer.from_state(state["tokenizer"])
+        if tokenizer.n_vocab != model.config.vocab_size:
+            raise ValueError(f"{tokenizer.n_vocab} tokens, but a model of {model.config.vocab_size}")
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(path, f"its parts do not fit together ({str(error).splitlines()[0]})", "train it again") from None
     return model.to(device).eval(), tokenizer
@@ -296,11 +298,6 @@ def show_parrot(model, tokenizer, prompts):
         print("\n".join("  " + line for paragraph in first_paragraph(text).split("\n") for line in textwrap.wrap(paragraph, 78)))
 
 
-def read_jsonl(path):
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
 def compare(base_path, tuned_path, side="test", device="cpu"):
     """Everything that is shown and written: scores (on the embedded world) and examples. Returns a dict."""
     state, tuned_state = read_checkpoint(base_path), read_checkpoint(tuned_path)
@@ -319,7 +316,7 @@ def compare(base_path, tuned_path, side="test", device="cpu"):
     folder, tokens_path, stamp = (base_path.with_name(name) for name in ("world", "val.bin", "val.sha256"))
     progress = Progress("compare", 4 * len(models))
     if "world" in state["trained_on"] and folder.exists():
-        items, own = read_jsonl(folder / f"{side}.jsonl"), read_jsonl(folder / "train.jsonl")
+        items, own = ([item for _, item in read_json(folder / f"{name}.jsonl")] for name in (side, "train"))
         scorer = Scorer()
         results |= {"side": side, "questions": len(items), "base": score_base(base, tokenizer, items, scorer)}
         for i, name in enumerate(list(models)[1:], start=1):

@@ -171,7 +171,7 @@ def processes():
 
 def precision(device):
     """What matrices are multiplied in: bfloat16 where the hardware has it, by what it says of itself; else float32."""
-    kind = torch.device(device).type
+    kind = torch.device(device).type  # (a device or its name)
     if kind == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     if kind == "cpu" and torch.cpu._is_avx512_bf16_supported():
@@ -179,7 +179,7 @@ def precision(device):
     return torch.float32
 
 
-def backward(network, batch, config, device, dtype):
+def backward(network, batch, config, dtype):
     """Add the gradients of one step's loss: the sum over all its supervised tokens, divided by their number.
 
     batch: {"input_ids", "labels"}, (B, T) each, the same on every process. Each takes every world-th row, and these in
@@ -187,6 +187,7 @@ def backward(network, batch, config, device, dtype):
     (a mean of means would give a token more weight where there are few). Returns this process's part of the loss.
     """
     rank, world_size = processes()
+    device = next(network.parameters()).device
     total = (batch["labels"][:, 1:] != IGNORE_INDEX).sum().clamp(min=1)
     input_ids, labels = batch["input_ids"][rank::world_size], batch["labels"][rank::world_size]
     if len(input_ids) == 0:  # fewer rows than processes: this one looks on, but must take part in the exchange
@@ -198,7 +199,7 @@ def backward(network, batch, config, device, dtype):
         x, y = input_ids[start : start + size].to(device), labels[start : start + size].to(device)
         last = start == starts[-1]
         with contextlib.nullcontext() if world_size == 1 or last else network.no_sync():
-            with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
                 logits, loss = network(x, y)
             loss = loss * (len(logits) / total)
             (loss * world_size).backward()  # (the exchange between processes averages; the loss is a sum)
@@ -222,65 +223,122 @@ class CtrlC:
         signal.signal(signal.SIGINT, self.before)
 
 
-def train(model, batches, config, name, evaluate=None, about=None):
+class Run:
+    """What a run that is not finished keeps on the disk: its log, and the file from which --resume goes on."""
+
+    def __init__(self, config, name, about):
+        """about: a dict of what must be the same when the run is resumed; the settings are put in here."""
+        self.name, out = name, Path(config.out)
+        self.log, self.unfinished = out / f"{name}.jsonl", out / f"{name}.resume.pt"
+        settings = dataclasses.asdict(config)
+        self.about = {key: settings[key] for key in settings if key not in ("out", "resume", "device", "base")} | about
+
+    def save(self, model, optimizers, **progress):
+        state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], **progress}
+        with writing(self.unfinished) as file:
+            torch.save({**state, "threads": torch.get_num_threads(), "about": self.about}, file)
+
+    def load(self):
+        """The state that was saved. Raises InputError if there is none, or it is that of another run."""
+        if not self.unfinished.exists():
+            raise InputError("--resume", f"there is no unfinished run ({self.unfinished})", "run without --resume")
+        state = compare.read_torch(self.unfinished)
+        if not isinstance(state, dict) or "about" not in state:
+            raise InputError(self.unfinished, "not an unfinished run of this program", "run without --resume")
+        for key, value in self.about.items():
+            was = state["about"].get(key)
+            if was != value:
+                raise InputError("--resume", f"{key} was {was} and is now {value}", "run with the same settings, or without --resume")
+        return state
+
+    def forget(self):
+        """Remove what was saved, and what is left of it if the program was killed while it was being written."""
+        for path in (self.unfinished, self.unfinished.with_name(self.unfinished.name + ".tmp")):
+            path.unlink(missing_ok=True)
+
+    def start_log(self, step):
+        """Keep of the log what was logged up to a step, from which the run goes on; what came after will be logged again."""
+        lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True) if step else []
+        with writing(self.log, "w") as file:
+            file.writelines(lines[: step // LOG_EVERY])
+        if not step:
+            self.forget()
+
+    def log_row(self, row):
+        try:
+            with open(self.log, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise cannot_write(self.log, error) from None
+
+
+def take_step(network, optimizers, batch, step, config, dtype):
+    """One optimizer step. Returns this process's part of its loss."""
+    rank, _ = processes()
+    torch.manual_seed(((config.seed * 1_000_003 + step) * 1009 + rank) % 2**63)  # dropout too is a function of the step
+    loss = backward(network, batch, config, dtype)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * lr_scale(step, config)
+        optimizer.step()
+        optimizer.zero_grad()
+    return loss
+
+
+def train(model, batches, config, run, evaluate=None):
     """The only training loop. Trains the model in place, for config.max_steps optimizer steps, and leaves it in eval mode.
 
     batches(step): the step's whole batch, {"input_ids", "labels"}, each (B, T) int64; a pure function of step, which is
-    what makes resuming exact and processes agree. evaluate(model): a dict to log, every config.eval_every steps and at
-    the end. name: of the log, and of the file that --resume needs while the run is unfinished. about: a dict of what
-    else must be the same when it is resumed. Returns the last row of the log, a dict. Raises InputError if the loss is no number.
+    what makes resuming exact and processes agree. run: a Run, where it is logged and saved. evaluate(model): a dict to
+    log, every config.eval_every steps and at the end. Returns the last row of the log, a dict. Raises InputError if the
+    loss is no number.
     """
     rank, world_size = processes()
-    device, dtype = model.embed.weight.device, precision(model.embed.weight.device)
-    optimizers, network = make_optimizers(model, config), DistributedDataParallel(model) if world_size > 1 else model
-    step, tokens, losses = 0, 0, []  # losses: of the steps since the last row of the log
+    device, optimizers = model.embed.weight.device, make_optimizers(model, config)
+    network = DistributedDataParallel(model) if world_size > 1 else model
+    step, tokens, losses, dtype = 0, 0, [], precision(device)  # losses: of the steps since the last row of the log
     if config.resume:
-        state = read_unfinished(config, name, about)
+        state = run.load()
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"]):
             optimizer.load_state_dict(saved)
-        step, tokens, losses, dtype = state["step"], state["tokens"], state["losses"], state["dtype"]
+        step, tokens, losses, dtype = state["step"], state["tokens"], [x.to(device) for x in state["losses"]], state["dtype"]
         torch.set_num_threads(state["threads"])  # (as many as before, or sums would be rounded in another order)
     if rank == 0:
-        start_log(config, name, step)
-    progress = Progress(name, config.max_steps, step)
-    since, since_tokens, saved = time.perf_counter(), tokens, time.perf_counter()
+        run.start_log(step)
+    progress = Progress(run.name, config.max_steps, step)
+    saved_at = since = time.perf_counter()  # since: when the stretch of steps began that the next row of the log is about
+    since_tokens = tokens
     model.train()
     with CtrlC() as ctrl_c:
         while step < config.max_steps:
-            torch.manual_seed((config.seed * 1_000_003 + step) * 1009 + rank)  # dropout too is a function of the step
-            for group in (g for o in optimizers for g in o.param_groups):
-                group["lr"] = group["peak_lr"] * lr_scale(step, config)
             batch = batches(step)
-            losses.append(backward(network, batch, config, device, dtype))
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
+            losses.append(take_step(network, optimizers, batch, step, config, dtype))
             step, tokens = step + 1, tokens + batch["input_ids"].numel()
-            to_log = step % LOG_EVERY == 0 or step == config.max_steps
+            last = step == config.max_steps
+            to_log = last or step % LOG_EVERY == 0
             if not to_log and (world_size > 1 or not ctrl_c.pressed):
                 continue
 
             sums = torch.stack([*losses, torch.tensor(float(ctrl_c.pressed), device=device)])
             if world_size > 1:
-                dist.all_reduce(sums)  # over the processes: each knows its own part of the loss
+                dist.all_reduce(sums)  # each process knows only its part of the loss, and its own keyboard
             *step_losses, pressed = sums.tolist()
             check_finite(model, step_losses, step)
-            now, last = time.perf_counter(), step == config.max_steps
+            now = time.perf_counter()
             if to_log:
-                first, rate = step - len(losses), (tokens - since_tokens) / (now - since)
+                rate = (tokens - since_tokens) / (now - since)
                 row = dict(step=step, tokens=tokens, seconds=round(now - STARTED, 3), loss=sum(step_losses) / len(losses))
                 row.update(lr=optimizers[0].param_groups[0]["lr"], tokens_per_s=round(rate))
-                if evaluate and (last or step // config.eval_every > first // config.eval_every):
+                if evaluate and (last or step // config.eval_every > (step - len(losses)) // config.eval_every):
                     row.update(evaluate(model))
                 if rank == 0:
-                    add_to_log(config, name, row)
+                    run.log_row(row)
                     progress.update(step, f"loss {row['loss']:.3f}  {rate:,.0f} tokens/s")
                 since, since_tokens, losses = time.perf_counter(), tokens, []
-            if rank == 0 and not last and (pressed or now - saved > SAVE_EVERY):
-                state = dict(step=step, tokens=tokens, losses=losses, dtype=dtype, threads=torch.get_num_threads())
-                save_unfinished(config, name, about, model, optimizers, state)
-                saved = time.perf_counter()
+            if rank == 0 and not last and (pressed or now - saved_at > SAVE_EVERY):
+                run.save(model, optimizers, step=step, tokens=tokens, losses=losses, dtype=dtype)
+                saved_at = time.perf_counter()
             if pressed and not last:
                 if rank == 0:
                     print(f"\nStopped at step {step}. The same command with --resume goes on from here.")
@@ -299,57 +357,6 @@ def check_finite(model, losses, step):
             raise InputError(f"step {i}", f"the loss is {loss}: the steps are likely too large", "lower --lr and --embed_lr")
     if not all(p.isfinite().all() for p in model.parameters()):
         raise InputError(f"step {step}", "a weight is no number any more: the steps are likely too large", "lower --lr and --embed_lr")
-
-
-# A run that is not finished: its log, and the file that --resume goes on from
-
-
-def unfinished(config, name):
-    return Path(config.out) / f"{name}.resume.pt"
-
-
-def what_must_not_change(config, about):
-    """The settings, and about, as one dict."""
-    settings = dataclasses.asdict(config)
-    return {key: settings[key] for key in settings if key not in ("out", "resume", "device")} | (about or {})
-
-
-def save_unfinished(config, name, about, model, optimizers, state):
-    state = {**state, "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
-    with writing(unfinished(config, name)) as file:
-        torch.save({**state, "about": what_must_not_change(config, about)}, file)
-
-
-def read_unfinished(config, name, about):
-    """The state of a stopped run. Raises InputError if there is none, or it was another run."""
-    path = unfinished(config, name)
-    if not path.exists():
-        raise InputError("--resume", f"there is no unfinished run ({path})", "run without --resume")
-    state = compare.read_torch(path)
-    for key, value in what_must_not_change(config, about).items():
-        was = state["about"].get(key)
-        if was != value:
-            raise InputError("--resume", f"{key} was {was} and is now {value}", "run with the same settings, or without --resume")
-    return state
-
-
-def start_log(config, name, step):
-    """Keep of the log what was logged up to a step, where the run goes on from; what comes after will be logged again."""
-    path = Path(config.out) / f"{name}.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if step else []
-    with writing(path, "w") as log:
-        log.writelines(lines[: step // LOG_EVERY])
-    if not step:
-        unfinished(config, name).unlink(missing_ok=True)
-
-
-def add_to_log(config, name, row):
-    path = Path(config.out) / f"{name}.jsonl"
-    try:
-        with open(path, "a", encoding="utf-8") as log:
-            log.write(json.dumps(row) + "\n")
-    except OSError as error:
-        raise cannot_write(path, error) from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -424,16 +431,16 @@ def main(argv=None):
     try:
         sizes = (config.block_size, tokenizer.n_vocab, config.n_layer, config.n_head, config.n_embd, config.dropout)
         model = GPT(GPTConfig(*sizes)).to(device)
-    except ValueError as error:
-        raise InputError("command line", str(error), "change the sizes") from None
+    except (ValueError, RuntimeError) as error:  # RuntimeError: no memory for it
+        raise InputError("command line", str(error).split("\n")[0], "change the sizes") from None
     for side, what in (("training", "training"), ("validation", "validation (its last tenth)")):
         if not fills_a_row(text[side], tokenizer, config.block_size):
             where, what = ", ".join(args.data or ["the embedded world"]), f"its tokens for {what} are fewer than a block of {config.block_size}"
             raise InputError(where, what, "give more text or a smaller --block_size")
     text_sha256 = hashlib.sha256(f"{text['sha256']} {tokenizer.state()}".encode()).hexdigest()
-    about = {"text_sha256": text_sha256}
+    run = Run(config, "pretrain", {"text_sha256": text_sha256})
     if config.resume:
-        read_unfinished(config, "pretrain", about)  # is it the same run? before any file is written
+        run.load()  # is it the same run? before any file is written
 
     paths = [out / "train.bin", out / "val.bin"]
     if rank == 0:
@@ -457,12 +464,12 @@ def main(argv=None):
         nats, bits = compare.text_loss(model, val_tokens, tokenizer)
         return {"val_loss": nats, "val_bpb": bits}
 
-    last = train(model, lambda step: rows.batch(order(step)), config, "pretrain", evaluate, about)
+    last = train(model, lambda step: rows.batch(order(step)), config, run, evaluate)
     if rank > 0:
         return
     path = out / "base.pt"
     compare.save(path, model, tokenizer, stage="base", trained_on=text["trained_on"], seed=config.seed, text_sha256=text_sha256)
-    unfinished(config, "pretrain").unlink(missing_ok=True)
+    run.forget()
     say(f"\nValidation: {last['val_loss']:.3f} nats per token, {last['val_bpb']:.3f} bits per byte. What it makes of a prompt:")
     compare.show_parrot(model, tokenizer, PROMPTS)
     say(f"\nIt goes on with the text; it does not answer. The model is in {path} ({clock(time.perf_counter() - STARTED)}). Next: python sft.py")

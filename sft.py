@@ -12,7 +12,6 @@ on everything that is not the assistant's own words.
 
 import argparse
 import functools
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,9 @@ import torch
 import compare
 from data import encode_chat
 from data.terminal import InputError, Parser, clock, command, parse_options, setting
+from data.text import read_json
 from model import GPT, IGNORE_INDEX
-from pretrain import STARTED, TrainConfig, precision, processes, start, train, unfinished
+from pretrain import STARTED, Run, TrainConfig, precision, processes, start, train
 
 
 @dataclass
@@ -102,36 +102,6 @@ def sft_data_collator(batch, tokenizer, block_size=None):
     input_ids = torch.tensor([ids + [tokenizer.pad] * (T - len(ids)) for ids, _ in rows])
     labels = torch.tensor([labels + [IGNORE_INDEX] * (T - len(labels)) for _, labels in rows])
     return {"input_ids": input_ids, "labels": labels}
-
-
-def read_conversations(path):
-    """The conversations of a JSON Lines file or a JSON array: [(where, example)], where naming file and line or entry."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(path, "no such file", "check the path") from None
-    except UnicodeDecodeError as error:
-        raise InputError(path, f"not UTF-8 text (byte {error.start})", "save it as UTF-8") from None
-    except OSError as error:
-        raise InputError(path, f"cannot be read ({error.strerror})", "give a file of conversations") from None
-    if not text.strip():
-        raise InputError(path, "the file is empty", "give at least one conversation")
-    if text.strip() == "[]":
-        raise InputError(path, "no conversation in it", "give at least one")
-    if text.lstrip().startswith("["):
-        try:
-            return [(f"{path} entry {i + 1}", example) for i, example in enumerate(json.loads(text))]
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path} line {error.lineno}", f"broken JSON ({error.msg})", "mend the array") from None
-    examples = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                examples.append((f"{path} line {number}", json.loads(line)))
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path} line {number}", f"broken JSON ({error.msg})", "put one object on each line") from None
-    return examples
 
 
 def keep_what_fits(examples, tokenizer, block_size, path, say=print):
@@ -241,7 +211,7 @@ def main(argv=None):
     path = Path(args.data or base_path.with_name("world") / "sft.jsonl")
     if not args.data and "world" not in about["trained_on"]:
         raise InputError("command line", "the base model was not trained on the embedded world", "name conversations with --data")
-    examples, lengths = keep_what_fits(read_conversations(path), tokenizer, block_size, path, say)
+    examples, lengths = keep_what_fits(read_json(path), tokenizer, block_size, path, say)
     if args.data:  # the last tenth of a seeded shuffle is held out
         order = np.random.default_rng(config.seed).permutation(len(examples))
         held_out = [examples[i] for i in order[: len(order) // 10]]
@@ -249,7 +219,7 @@ def main(argv=None):
         examples, lengths = [examples[i] for i in order], [lengths[i] for i in order]
     else:  # questions about entities that fine-tuning never mentions
         path_of_dev = path.with_name("dev.jsonl")
-        held_out, _ = keep_what_fits(read_conversations(path_of_dev), tokenizer, block_size, path_of_dev, say)
+        held_out, _ = keep_what_fits(read_json(path_of_dev), tokenizer, block_size, path_of_dev, say)
 
     say(f"Fine-tuning {'random weights' if config.random_weights else base_path} on {len(examples):,} conversations of {path}. One of them:\n")
     if rank == 0:
@@ -259,12 +229,13 @@ def main(argv=None):
     chosen = batches_of_similar_length(lengths, config.batch_size, config.seed)
     batches = lambda step: sft_data_collator([examples[i] for i in chosen(step)], tokenizer, block_size)
     evaluate = (lambda model: {"val_loss": dialogue_loss(model, held_out, tokenizer)}) if held_out else None
-    train(model, batches, config, name, evaluate, {"data_sha256": compare.sha256(path), "base_sha256": base_hash})
+    run = Run(config, name, {"data_sha256": compare.sha256(path), "base_sha256": base_hash})
+    train(model, batches, config, run, evaluate)
     if rank > 0:
         return
     trained_on = {"base": about["trained_on"], "conversations": str(path)}
     compare.save(out / f"{name}.pt", model, tokenizer, stage="sft", trained_on=trained_on, seed=config.seed, base_sha256=base_hash)
-    unfinished(config, name).unlink(missing_ok=True)
+    run.forget()
     say(f"\nThe model is in {out / name}.pt ({clock(time.perf_counter() - STARTED)}).")
     if not config.random_weights:
         say()

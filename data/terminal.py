@@ -84,8 +84,11 @@ def writing(path, mode="wb"):
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-    except OSError as error:
-        raise cannot_write(path, error) from None
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # (torch.save stumbles when it tidies up after one)
+        if not isinstance(cause, OSError):
+            raise
+        raise cannot_write(path, cause) from None
     finally:
         with contextlib.suppress(OSError):  # (it is gone if all went well)
             aside.unlink()

@@ -7,6 +7,7 @@ import codecs
 import hashlib
 import io
 import itertools
+import json
 import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -55,7 +56,7 @@ def read_pieces(path, look=lambda raw: None):
     except UnicodeDecodeError as error:
         raise InputError(path, f"not UTF-8 text (byte {n - len(error.object) + error.start})", "save it as UTF-8") from None
     except OSError as error:
-        raise InputError(path, f"cannot be read ({error.strerror})", "check its permissions") from None
+        raise InputError(path, f"cannot be read ({error.strerror})", "check the path and its permissions") from None
 
 
 def survey(paths):
@@ -83,6 +84,31 @@ def survey(paths):
     if not files:
         raise InputError(found[0], "no text in it", "give a file with some text")
     return files, digest.hexdigest()
+
+
+def read_json(path):
+    """The entries of a JSON Lines file or a JSON array: [(where, entry)], where naming file and line or entry.
+
+    Raises InputError for a file that cannot be read, is no JSON, or holds nothing.
+    """
+    path, text = Path(path), "".join(read_pieces(path))
+    if text.lstrip().startswith("["):
+        try:
+            entries = [(f"{path} entry {i}", entry) for i, entry in enumerate(json.loads(text), start=1)]
+        except (ValueError, RecursionError) as error:
+            where = f"{path} line {error.lineno}" if isinstance(error, json.JSONDecodeError) else path
+            raise InputError(where, f"broken JSON ({getattr(error, 'msg', error)})", "mend the array") from None
+    else:
+        entries = []
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                try:
+                    entries.append((f"{path} line {number}", json.loads(line)))
+                except (ValueError, RecursionError) as error:
+                    raise InputError(f"{path} line {number}", f"broken JSON ({getattr(error, 'msg', error)})", "put one object on each line") from None
+    if not entries:
+        raise InputError(path, "the file holds nothing", "give at least one entry")
+    return entries
 
 
 class Text:
@@ -122,13 +148,13 @@ def write_tokens(documents, tokenizer, path, fingerprint, n_characters):
         return
     pieces = itertools.chain.from_iterable(itertools.chain([None], document) for document in documents)  # None: a new one
     progress, done = Progress("encoding, million characters", n_characters // 10**6), 0
-    stamp.unlink(missing_ok=True)
     with writing(path) as file, ThreadPoolExecutor() as pool:
         while some := list(itertools.islice(pieces, 32)):
             for ids in pool.map(lambda piece: [tokenizer.endoftext] if piece is None else tokenizer.encode_to_array(piece), some):
                 file.write(np.asarray(ids).astype(dtype_of(tokenizer)).tobytes())
             done += sum(len(piece or "") for piece in some)
             progress.update(done // 10**6)
+        stamp.unlink(missing_ok=True)  # what it stands for is about to go
     with writing(stamp, "w") as file:
         file.write(fingerprint)
 

@@ -13,6 +13,7 @@ and encode() never produces them, whatever characters it is given.
 """
 
 import heapq
+import re
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -26,7 +27,8 @@ MIN_VOCAB = 256 + len(SPECIAL)
 # space before it along; punctuation and line breaks stay apart, so "?" is the same token at the end of a line and of a prompt.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
-LONGEST_RUN = 4096  # characters without a change between space and non-space; tiktoken can fail on much longer ones
+LONGEST_RUN = 4096  # characters without a border between space and non-space; tiktoken is slow on much longer runs, and can fail
+BORDER = re.compile(r"\s\S|\S\s")
 SAMPLE = 8_000_000  # characters that merges are learned from; more would change few of them
 
 
@@ -142,11 +144,12 @@ class Tokenizer:
 
     @staticmethod
     def pieces(text):
-        """The text, cut only inside runs of LONGEST_RUN characters or more."""
+        """The text, cut wherever LONGEST_RUN characters have gone by without a border between space and non-space."""
         start = 0
-        for run in regex.finditer(rf"\S{{{LONGEST_RUN}}}|\s{{{LONGEST_RUN}}}", text):
-            yield text[start : run.end()]
-            start = run.end()
+        for end in range(LONGEST_RUN, len(text), LONGEST_RUN):
+            if not BORDER.search(text, end - LONGEST_RUN, end):
+                yield text[start:end]
+                start = end
         yield text[start:]
 
     def decode(self, ids):

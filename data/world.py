@@ -21,6 +21,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.terminal import writing
+
 HERE = Path(__file__).parent
 ROUNDS = 4  # how many times the corpus goes through all facts, in other wordings and another order
 # Who asks and who answers in the texts, and what stands after their names: many, so that one more pair, <|user|> and
@@ -326,4 +328,5 @@ def write(world, folder):
             text, path = "\n\n".join(items) + "\n", folder / f"{name}.txt"
         else:
             text, path = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items), folder / f"{name}.jsonl"
-        path.write_text(text, encoding="utf-8", newline="\n")
+        with writing(path, "w") as file:
+            file.write(text)

@@ -124,12 +124,6 @@ def test_one_turn_token_by_token(tokenizer):
     assert supervised == [False] * (len(prompt) + 3) + [True] * (len(response) + 1)
 
 
-def test_every_assistant_turn_is_supervised(tokenizer):
-    t = tokenizer
-    ids, supervised = encode_chat([user("a"), assistant("b"), user("c"), assistant("d"), user("e"), assistant("f")], t)
-    assert [i for i, s in zip(ids, supervised) if s] == [*t.encode("b"), t.end, *t.encode("d"), t.end, *t.encode("f"), t.end]
-
-
 def test_an_open_conversation_ends_with_the_assistants_cue(tokenizer):
     t = tokenizer
     ids, supervised = encode_chat([user("a"), assistant("b"), user("c")], t)
@@ -139,15 +133,6 @@ def test_an_open_conversation_ends_with_the_assistants_cue(tokenizer):
 def test_a_system_message_joins_the_first_user_turn(tokenizer):
     system = {"role": "system", "content": "be brief"}
     assert encode_chat([system, user("a"), assistant("b")], tokenizer) == encode_chat([user("be brief\n\na"), assistant("b")], tokenizer)
-
-
-def test_no_merge_crosses_from_prompt_into_response(tokenizer):
-    rng = random.Random(2)
-    for _ in range(500):
-        a, b = random_text(rng) + "x", random_text(rng) + " the"
-        ids, supervised = encode_chat([user(a), assistant(b)], tokenizer)
-        assert tokenizer.decode([i for i, s in zip(ids, supervised) if s]) == b + "<|end|>"
-        assert [i for i in ids if i >= tokenizer.endoftext] == [tokenizer.user, tokenizer.end, tokenizer.assistant, tokenizer.end]
 
 
 @pytest.mark.parametrize(
@@ -282,6 +267,7 @@ def test_held_out_entities_are_nowhere_in_the_fine_tuning_set(seed, tmp_path):
     world.write(world.build(seed), tmp_path)
     text = (tmp_path / "sft.jsonl").read_text(encoding="utf-8")
     texts = "\n".join(m["content"] for line in text.splitlines() for m in json.loads(line)["messages"])
+    lower = texts.lower()
     entities, _ = world.load_facts()
     names = {e.name: e.names for e in entities}
     asked = {}
@@ -289,8 +275,9 @@ def test_held_out_entities_are_nowhere_in_the_fine_tuning_set(seed, tmp_path):
         asked[side] = [json.loads(line) for line in (tmp_path / f"{side}.jsonl").read_text(encoding="utf-8").splitlines()]
         for item in asked[side]:
             for name in names.get(item["name"], [item["name"]]):
-                bare = re.escape(re.sub("^the ", "", name, flags=re.IGNORECASE))
-                assert not re.search(rf"(?<!\w){bare}(?!\w)", texts, re.IGNORECASE), name
+                bare = re.sub("^the ", "", name, flags=re.IGNORECASE)
+                if bare.lower() in lower:  # (looking for whole words in all texts takes long)
+                    assert not re.search(rf"(?<!\w){re.escape(bare)}(?!\w)", texts, re.IGNORECASE), name
             assert item["prompt"] not in texts and item["response"] not in texts
     assert not {i["name"] for i in asked["dev"]} & {i["name"] for i in asked["test"]}
     assert "I am Parrot" in texts  # what a first visitor asks is never left out

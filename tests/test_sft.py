@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from data import Tokenizer
+from data.text import read_json
 from model import GPT, GPTConfig, cross_entropy
-from sft import as_messages, batches_of_similar_length, encode, prepare_special_tokens, read_conversations, sft_data_collator
+from sft import as_messages, batches_of_similar_length, prepare_special_tokens, sft_data_collator
 
 TEXT = "What is the capital of Kenya? The capital of Kenya is Nairobi. And of Peru? It is Lima. Thank you. " * 10
 
@@ -67,29 +68,6 @@ def test_collator_token_by_token(tokenizer):
     assert batch["labels"][0][kept[0]].tolist() == [*e("Lima."), t.end]
 
 
-def test_a_padded_batch_is_its_rows_one_by_one(tokenizer):
-    """The same loss and the same gradients, so neither padding nor neighbours are seen."""
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(block_size=64, vocab_size=tokenizer.n_vocab, n_layer=2, n_head=2, n_embd=32))
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.1)
-    examples = [{"prompt": "Kenya?", "response": "Nairobi. " * n} for n in (1, 3, 6)]
-    batch = sft_data_collator(examples, tokenizer)
-    logits, loss = model(batch["input_ids"], batch["labels"])
-    loss.backward()
-    together = [p.grad.clone() for p in model.parameters()]
-    model.zero_grad()
-    rows = [sft_data_collator([example], tokenizer) for example in examples]
-    total = 0.0
-    for row in rows:
-        part, mean = model(row["input_ids"], row["labels"])
-        (mean * len(part) / len(logits)).backward()
-        total += mean.item() * len(part) / len(logits)
-    assert total == pytest.approx(loss.item(), rel=1e-5)
-    for a, p in zip(together, model.parameters()):
-        torch.testing.assert_close(a, p.grad, rtol=1e-4, atol=1e-6)
-
-
 def test_only_the_assistants_words_are_looked_at(tokenizer):
     """The gradient of every logit that predicts a masked label is zero, and no other id behind a mask changes anything."""
     torch.manual_seed(0)
@@ -105,29 +83,6 @@ def test_only_the_assistants_words_are_looked_at(tokenizer):
     torch.testing.assert_close(masked, loss)
     masked.backward()
     assert (everything.grad[: T - 1 - n] == 0).all() and (everything.grad[T - 1 - n :] != 0).any(dim=1).all()
-
-
-def test_long_conversations_lose_their_oldest_turns(tokenizer):
-    t = tokenizer
-    turns = [{"role": role, "content": text} for text in ("a", "b", "c") for role in ("user", "assistant")]
-    last = encode({"messages": turns[4:]}, t)
-    last_two = encode({"messages": turns[2:]}, t)
-    assert encode({"messages": turns}, t, block_size=100) == encode({"messages": turns}, t)
-    assert encode({"messages": turns}, t, block_size=len(last_two[0])) == last_two
-    assert encode({"messages": turns}, t, block_size=len(last_two[0]) - 1) == last
-    assert encode({"messages": turns}, t, block_size=len(last[0]) - 1) is None
-    system = [{"role": "system", "content": "S"}]
-    assert encode({"messages": system + turns}, t, block_size=len(last[0]) + 4) == encode({"messages": system + turns[4:]}, t)
-
-
-def test_what_leaves_nothing_to_learn_is_dropped_or_refused(tokenizer):
-    long = {"prompt": "Kenya", "response": "Nairobi " * 100}
-    short = {"prompt": "Kenya", "response": "Nairobi"}
-    assert len(sft_data_collator([long, short], tokenizer, block_size=32)["labels"]) == 1
-    with pytest.raises(ValueError, match="no conversation fits"):
-        sft_data_collator([long], tokenizer, block_size=32)
-    with pytest.raises(ValueError, match="nothing to learn"):
-        sft_data_collator([{"messages": [{"role": "user", "content": "Kenya"}]}], tokenizer)
 
 
 def test_three_formats():
@@ -147,8 +102,8 @@ def test_json_lines_and_arrays_are_read_alike(tmp_path):
     lines, array = tmp_path / "my data.jsonl", tmp_path / "한국어.json"
     lines.write_bytes("\r\n\r\n".join(json.dumps(e, ensure_ascii=False) for e in examples).encode())
     array.write_text("\ufeff" + json.dumps(examples, indent=2), encoding="utf-8")
-    assert [e for _, e in read_conversations(lines)] == [e for _, e in read_conversations(array)] == examples
-    assert read_conversations(lines)[1][0] == f"{lines} line 3"
+    assert [e for _, e in read_json(lines)] == [e for _, e in read_json(array)] == examples
+    assert read_json(lines)[1][0] == f"{lines} line 3"
 
 
 def test_every_conversation_comes_once_an_epoch_among_similar_ones():
