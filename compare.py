@@ -85,9 +85,32 @@ def load(path, device="cpu"):
         tokenizer = Tokenizer.from_state(state["tokenizer"])
         if tokenizer.n_vocab != model.config.vocab_size:
             raise ValueError(f"{tokenizer.n_vocab} tokens, but a model of {model.config.vocab_size}")
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(path, f"its parts do not fit together ({str(error).splitlines()[0]})", "train it again") from None
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(path, f"its parts do not fit together ({why})", "train it again") from None
     return model.to(device).eval(), tokenizer
+
+
+def load_pair(base_path, tuned_path, device):
+    """A base model and what was tuned from it: two times (model, tokenizer). Raises InputError if they don't belong together."""
+    base, tuned = load(base_path, device), load(tuned_path, device)
+    if read_checkpoint(tuned_path).get("base_sha256") != sha256(base_path):
+        raise InputError(tuned_path, f"was not tuned from {base_path} as it is now", "run python sft.py again")
+    return base, tuned
+
+
+def world_of(base_path):
+    """The folder with the questions of the embedded world that a base model was trained on; None if it read another text.
+
+    None also if it isn't there; but InputError if it is of another run.
+    """
+    about, folder = read_checkpoint(base_path), base_path.with_name("world")
+    if "world" not in about["trained_on"] or not folder.exists():
+        return None
+    stamp = folder / "sha256"
+    if not stamp.exists() or stamp.read_text(encoding="utf-8") != about["text_sha256"]:
+        raise InputError(folder, f"is not of the run that made {base_path}", "run python pretrain.py again")
+    return folder
 
 
 def pick_device(name):
@@ -300,12 +323,9 @@ def show_parrot(model, tokenizer, prompts):
 
 def compare(base_path, tuned_path, side="test", device="cpu"):
     """Everything that is shown and written: scores (on the embedded world) and examples. Returns a dict."""
-    state, tuned_state = read_checkpoint(base_path), read_checkpoint(tuned_path)
-    base_hash, control_path = sha256(base_path), tuned_path.with_name("random.pt")
-    if tuned_state.get("base_sha256") != base_hash:
-        raise InputError(tuned_path, f"was not tuned from {base_path} as it is now", "run python sft.py again")
-    models = {"base": load(base_path, device), "tuned": load(tuned_path, device)}
-    if control_path.exists() and read_checkpoint(control_path).get("base_sha256") == base_hash:
+    state, folder, control_path = read_checkpoint(base_path), world_of(base_path), tuned_path.with_name("random.pt")
+    models = dict(zip(("base", "tuned"), load_pair(base_path, tuned_path, device)))
+    if control_path.exists() and read_checkpoint(control_path).get("base_sha256") == sha256(base_path):
         models["random"] = load(control_path, device)
     base, tokenizer = models["base"]
     examples = [
@@ -313,9 +333,9 @@ def compare(base_path, tuned_path, side="test", device="cpu"):
         for prompt, a, b in zip(EXAMPLES, respond(base, tokenizer, EXAMPLES, chat=False), respond(*models["tuned"], EXAMPLES))
     ]
     results = {"examples": examples}
-    folder, tokens_path, stamp = (base_path.with_name(name) for name in ("world", "val.bin", "val.sha256"))
+    tokens_path, stamp = base_path.with_name("val.bin"), base_path.with_name("val.sha256")
     progress = Progress("compare", 4 * len(models))
-    if "world" in state["trained_on"] and folder.exists():
+    if folder:
         items, own = ([item for _, item in read_json(folder / f"{name}.jsonl")] for name in (side, "train"))
         scorer = Scorer()
         results |= {"side": side, "questions": len(items), "base": score_base(base, tokenizer, items, scorer)}
@@ -349,7 +369,7 @@ def main(argv=None):
     if args.ask is not None:
         if not args.ask.strip():
             raise InputError("--ask", "the prompt is empty", "type a question")
-        base, tuned = load(base_path, device), load(tuned_path, device)
+        base, tuned = load_pair(base_path, tuned_path, device)
         answer = respond(*tuned, [args.ask])[0]
         show_examples([{"prompt": args.ask, "base": first_paragraph(respond(*base, [args.ask], chat=False)[0]), "tuned": answer}])
         return

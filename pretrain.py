@@ -18,6 +18,7 @@ import argparse
 import atexit
 import contextlib
 import dataclasses
+import datetime
 import functools
 import hashlib
 import json
@@ -74,7 +75,7 @@ class PretrainConfig(TrainConfig):
 
 PRESETS = {
     "world": {},  # the defaults above: the embedded world in under four minutes on two cores
-    "small": dict(n_embd=192, vocab_size=1024, max_steps=800, batch_size=16, weight_decay=0.1),  # about a megabyte of text
+    "small": dict(n_embd=192, vocab_size=1024, max_steps=800, weight_decay=0.1),  # about a megabyte of text
 }
 LOG_EVERY = 10  # steps
 SAVE_EVERY = 60  # seconds between saves of an unfinished run
@@ -227,23 +228,21 @@ class Run:
     """What a run that is not finished keeps on the disk: its log, and the file from which --resume goes on."""
 
     def __init__(self, config, name, about):
-        """about: a dict of what must be the same when the run is resumed; the settings are put in here."""
+        """about: a dict of what must be the same when the run is resumed, besides the settings.
+
+        .state is what was saved, or None without --resume. Raises InputError if there is nothing to resume, or it is another run.
+        """
         self.name, out = name, Path(config.out)
         self.log, self.unfinished = out / f"{name}.jsonl", out / f"{name}.resume.pt"
-        settings = dataclasses.asdict(config)
-        self.about = {key: settings[key] for key in settings if key not in ("out", "resume", "device", "base")} | about
-
-    def save(self, model, optimizers, **progress):
-        state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], **progress}
-        with writing(self.unfinished) as file:
-            torch.save({**state, "threads": torch.get_num_threads(), "about": self.about}, file)
+        settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in ("out", "resume", "device", "base")}
+        self.about = {**settings, "processes": processes()[1], **about}
+        self.state = self.load() if config.resume else None
 
     def load(self):
-        """The state that was saved. Raises InputError if there is none, or it is that of another run."""
         if not self.unfinished.exists():
             raise InputError("--resume", f"there is no unfinished run ({self.unfinished})", "run without --resume")
         state = compare.read_torch(self.unfinished)
-        if not isinstance(state, dict) or "about" not in state:
+        if not isinstance(state, dict) or not {"model", "optimizers", "step", "tokens", "dtype", "threads", "about"} <= state.keys():
             raise InputError(self.unfinished, "not an unfinished run of this program", "run without --resume")
         for key, value in self.about.items():
             was = state["about"].get(key)
@@ -251,18 +250,29 @@ class Run:
                 raise InputError("--resume", f"{key} was {was} and is now {value}", "run with the same settings, or without --resume")
         return state
 
+    def save(self, model, optimizers, **progress):
+        state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], **progress}
+        with writing(self.unfinished) as file:
+            torch.save({**state, "threads": torch.get_num_threads(), "about": self.about}, file)
+
     def forget(self):
         """Remove what was saved, and what is left of it if the program was killed while it was being written."""
         for path in (self.unfinished, self.unfinished.with_name(self.unfinished.name + ".tmp")):
             path.unlink(missing_ok=True)
 
-    def start_log(self, step):
-        """Keep of the log what was logged up to a step, from which the run goes on; what came after will be logged again."""
-        lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True) if step else []
-        with writing(self.log, "w") as file:
-            file.writelines(lines[: step // LOG_EVERY])
-        if not step:
+    def start_log(self):
+        """Begin the log, or keep of it what was logged up to the step that was saved; what came after will be logged again."""
+        rows = []
+        if self.state:
+            n = self.state["step"] // LOG_EVERY
+            rows = self.log.read_text(encoding="utf-8").splitlines(keepends=True)[:n] if self.log.exists() else []
+            if len(rows) < n:
+                raise InputError(self.log, f"has lost some of its first {n} rows", "run without --resume")
+        elif self.unfinished.exists():
+            print("(An unfinished run was here. It is given up, as this one does not --resume it.)")
             self.forget()
+        with writing(self.log, "w") as file:
+            file.writelines(rows)
 
     def log_row(self, row):
         try:
@@ -296,18 +306,17 @@ def train(model, batches, config, run, evaluate=None):
     rank, world_size = processes()
     device, optimizers = model.embed.weight.device, make_optimizers(model, config)
     network = DistributedDataParallel(model) if world_size > 1 else model
-    step, tokens, losses, dtype = 0, 0, [], precision(device)  # losses: of the steps since the last row of the log
-    if config.resume:
-        state = run.load()
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"]):
+    step, tokens, dtype = 0, 0, precision(device)
+    if run.state:
+        model.load_state_dict(run.state["model"])
+        for optimizer, saved in zip(optimizers, run.state["optimizers"]):
             optimizer.load_state_dict(saved)
-        step, tokens, losses, dtype = state["step"], state["tokens"], [x.to(device) for x in state["losses"]], state["dtype"]
-        torch.set_num_threads(state["threads"])  # (as many as before, or sums would be rounded in another order)
+        step, tokens, dtype = run.state["step"], run.state["tokens"], run.state["dtype"]
+        torch.set_num_threads(run.state["threads"])  # (as many as before, or sums would be rounded in another order)
     if rank == 0:
-        run.start_log(step)
-    progress = Progress(run.name, config.max_steps, step)
-    saved_at = since = time.perf_counter()  # since: when the stretch of steps began that the next row of the log is about
+        run.start_log()
+    progress, losses = Progress(run.name, config.max_steps, step), []
+    saved_at = since = time.perf_counter()  # since: when the steps began that the next row of the log is about
     since_tokens = tokens
     model.train()
     with CtrlC() as ctrl_c:
@@ -316,8 +325,7 @@ def train(model, batches, config, run, evaluate=None):
             losses.append(take_step(network, optimizers, batch, step, config, dtype))
             step, tokens = step + 1, tokens + batch["input_ids"].numel()
             last = step == config.max_steps
-            to_log = last or step % LOG_EVERY == 0
-            if not to_log and (world_size > 1 or not ctrl_c.pressed):
+            if step % LOG_EVERY and not last:
                 continue
 
             sums = torch.stack([*losses, torch.tensor(float(ctrl_c.pressed), device=device)])
@@ -326,23 +334,24 @@ def train(model, batches, config, run, evaluate=None):
             *step_losses, pressed = sums.tolist()
             check_finite(model, step_losses, step)
             now = time.perf_counter()
-            if to_log:
-                rate = (tokens - since_tokens) / (now - since)
-                row = dict(step=step, tokens=tokens, seconds=round(now - STARTED, 3), loss=sum(step_losses) / len(losses))
-                row.update(lr=optimizers[0].param_groups[0]["lr"], tokens_per_s=round(rate))
-                if evaluate and (last or step // config.eval_every > (step - len(losses)) // config.eval_every):
-                    row.update(evaluate(model))
-                if rank == 0:
-                    run.log_row(row)
-                    progress.update(step, f"loss {row['loss']:.3f}  {rate:,.0f} tokens/s")
-                since, since_tokens, losses = time.perf_counter(), tokens, []
-            if rank == 0 and not last and (pressed or now - saved_at > SAVE_EVERY):
-                run.save(model, optimizers, step=step, tokens=tokens, losses=losses, dtype=dtype)
-                saved_at = time.perf_counter()
+            rate = (tokens - since_tokens) / (now - since)
+            row = dict(step=step, tokens=tokens, seconds=round(now - STARTED, 3), loss=sum(step_losses) / len(losses))
+            row.update(lr=optimizers[0].param_groups[0]["lr"], tokens_per_s=round(rate))
+            if evaluate and (last or step // config.eval_every > (step - len(losses)) // config.eval_every):
+                row.update(evaluate(model))
+            if rank == 0:
+                run.log_row(row)
+                progress.update(step, f"loss {row['loss']:.3f}  {rate:,.0f} tokens/s")
+                if not last and (pressed or now - saved_at > SAVE_EVERY):
+                    run.save(model, optimizers, step=step, tokens=tokens, dtype=dtype)
+                    saved_at = time.perf_counter()
             if pressed and not last:
+                if world_size > 1:
+                    dist.barrier()  # the first process is saving
                 if rank == 0:
                     print(f"\nStopped at step {step}. The same command with --resume goes on from here.")
                 raise KeyboardInterrupt
+            since, since_tokens, losses = time.perf_counter(), tokens, []
     model.eval()
     return row
 
@@ -352,11 +361,12 @@ def check_finite(model, losses, step):
 
     losses: of the last steps, up to this one.
     """
-    for i, loss in enumerate(losses, start=step - len(losses) + 1):
+    what = None if all(p.isfinite().all() for p in model.parameters()) else "a weight is no number any more"
+    for i, loss in reversed(list(enumerate(losses, start=step - len(losses) + 1))):
         if not math.isfinite(loss):
-            raise InputError(f"step {i}", f"the loss is {loss}: the steps are likely too large", "lower --lr and --embed_lr")
-    if not all(p.isfinite().all() for p in model.parameters()):
-        raise InputError(f"step {step}", "a weight is no number any more: the steps are likely too large", "lower --lr and --embed_lr")
+            step, what = i, f"the loss is {loss}"
+    if what:
+        raise InputError(f"step {step}", f"{what}: the steps are likely too large", "lower --lr and --embed_lr")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -381,35 +391,29 @@ def start(config):
         if device == "cuda":
             device = f"cuda:{os.environ['LOCAL_RANK']}"
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        backend = "nccl" if device.startswith("cuda") else "gloo"
+        dist.init_process_group(backend, timeout=datetime.timedelta(days=1))  # the others wait while the first encodes the text
         atexit.register(dist.destroy_process_group)
-    try:
-        Path(config.out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(config.out, f"cannot be made ({error.strerror})", "choose another --out") from None
     torch.manual_seed(config.seed)
     return device
 
 
 def read_text(config, paths):
-    """The text to learn from, as a dict.
+    """The text to learn from. Returns (sides, sha256, made, trained_on).
 
-    "training", "validation": documents, each an iterable of strings, its pieces. "characters": how many are in each.
-    "sha256": of it all. "world": what the embedded world is made of, or None. "trained_on": what the checkpoint will say.
+    sides: {"training": (documents, how many characters), "validation": the same}; a document is an iterable of strings, its pieces.
+    sha256: of it all. made: the embedded world, or None. trained_on: what the checkpoint will say.
     """
     if not paths:
         made = world.build(config.seed)
-        training, validation = ([[document] for document in made[side]] for side in ("corpus", "val"))
-        characters = [sum(map(len, made[side])) for side in ("corpus", "val")]
+        sides = {side: ([[text] for text in made[key]], sum(map(len, made[key]))) for side, key in (("training", "corpus"), ("validation", "val"))}
         digest = hashlib.sha256(json.dumps([made["corpus"], made["val"]]).encode()).hexdigest()
-        return dict(training=training, validation=validation, characters=characters, sha256=digest, world=made, trained_on={"world": config.seed})
+        return sides, digest, made, {"world": config.seed}
     files, digest = survey(paths)
     n = sum(characters for _, characters in files)
     cut = max(n * 9 // 10, n - MOST_VALIDATION)
-    return dict(
-        training=Text(files, 0, cut), validation=Text(files, cut, n), characters=[cut, n - cut],
-        sha256=digest, world=None, trained_on={"files": [str(path) for path in paths]},
-    )  # fmt: skip
+    sides = {"training": (Text(files, 0, cut), cut), "validation": (Text(files, cut, n), n - cut)}
+    return sides, digest, None, {"files": [str(path) for path in paths]}
 
 
 @command
@@ -423,31 +427,28 @@ def main(argv=None):
     say = print if rank == 0 else lambda *args: None
     out = Path(config.out)
 
-    text = read_text(config, args.data)
+    sides, digest, made, trained_on = read_text(config, args.data)
     try:
-        tokenizer = Tokenizer.train((piece for document in text["training"] for piece in document), config.vocab_size)
+        tokenizer = Tokenizer.train((piece for document in sides["training"][0] for piece in document), config.vocab_size)
     except ValueError as error:
         raise InputError("--vocab_size", str(error), "choose another") from None
     try:
         sizes = (config.block_size, tokenizer.n_vocab, config.n_layer, config.n_head, config.n_embd, config.dropout)
         model = GPT(GPTConfig(*sizes)).to(device)
-    except (ValueError, RuntimeError) as error:  # RuntimeError: no memory for it
-        raise InputError("command line", str(error).split("\n")[0], "change the sizes") from None
-    for side, what in (("training", "training"), ("validation", "validation (its last tenth)")):
-        if not fills_a_row(text[side], tokenizer, config.block_size):
-            where, what = ", ".join(args.data or ["the embedded world"]), f"its tokens for {what} are fewer than a block of {config.block_size}"
-            raise InputError(where, what, "give more text or a smaller --block_size")
-    text_sha256 = hashlib.sha256(f"{text['sha256']} {tokenizer.state()}".encode()).hexdigest()
+    except ValueError as error:
+        raise InputError("command line", str(error), "change the sizes") from None
+    for side, (documents, n_characters) in sides.items():
+        if not fills_a_row(documents, n_characters, tokenizer, config.block_size):
+            what = f"its {side} part holds fewer tokens than a block of {config.block_size}"
+            raise InputError(", ".join(args.data or ["the embedded world"]), what, "give more text or a smaller --block_size")
+    text_sha256 = hashlib.sha256(f"{digest} {tokenizer.state()}".encode()).hexdigest()
     run = Run(config, "pretrain", {"text_sha256": text_sha256})
-    if config.resume:
-        run.load()  # is it the same run? before any file is written
-
     paths = [out / "train.bin", out / "val.bin"]
-    if rank == 0:
-        for side, path, characters in zip(("training", "validation"), paths, text["characters"]):
-            write_tokens(text[side], tokenizer, path, text_sha256, characters)
-        if text["world"]:
-            world.write(text["world"], out / "world")
+    if rank == 0:  # from here on files are written
+        for (documents, n_characters), path in zip(sides.values(), paths):
+            write_tokens(documents, tokenizer, path, text_sha256, n_characters)
+        if made:
+            world.write(made, out / "world", text_sha256)
     if world_size > 1:
         dist.barrier()  # the others wait for the files
     tokens, val_tokens = (open_tokens(path, tokenizer) for path in paths)
@@ -468,7 +469,7 @@ def main(argv=None):
     if rank > 0:
         return
     path = out / "base.pt"
-    compare.save(path, model, tokenizer, stage="base", trained_on=text["trained_on"], seed=config.seed, text_sha256=text_sha256)
+    compare.save(path, model, tokenizer, stage="base", trained_on=trained_on, seed=config.seed, text_sha256=text_sha256)
     run.forget()
     say(f"\nValidation: {last['val_loss']:.3f} nats per token, {last['val_bpb']:.3f} bits per byte. What it makes of a prompt:")
     compare.show_parrot(model, tokenizer, PROMPTS)

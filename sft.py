@@ -12,6 +12,7 @@ on everything that is not the assistant's own words.
 
 import argparse
 import functools
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,28 +209,30 @@ def main(argv=None):
     else:
         prepare_special_tokens(model, tokenizer)
     block_size = model.config.block_size
-    path = Path(args.data or base_path.with_name("world") / "sft.jsonl")
-    if not args.data and "world" not in about["trained_on"]:
-        raise InputError("command line", "the base model was not trained on the embedded world", "name conversations with --data")
+    folder = compare.world_of(base_path)
+    if not args.data and not folder:
+        raise InputError("command line", "there is no embedded world beside the base model", "name conversations with --data")
+    path = Path(args.data or folder / "sft.jsonl")
     examples, lengths = keep_what_fits(read_json(path), tokenizer, block_size, path, say)
-    if args.data:  # the last tenth of a seeded shuffle is held out
+    if args.data:  # a tenth of a seeded shuffle is held out, but for what is also in the rest
         order = np.random.default_rng(config.seed).permutation(len(examples))
-        held_out = [examples[i] for i in order[: len(order) // 10]]
-        order = sorted(order[len(order) // 10 :])
-        examples, lengths = [examples[i] for i in order], [lengths[i] for i in order]
+        chosen, rest = order[: len(order) // 10], sorted(order[len(order) // 10 :])
+        seen = {json.dumps(examples[i], sort_keys=True) for i in rest}
+        held_out = [examples[i] for i in chosen if json.dumps(examples[i], sort_keys=True) not in seen]
+        examples, lengths = [examples[i] for i in rest], [lengths[i] for i in rest]
     else:  # questions about entities that fine-tuning never mentions
         path_of_dev = path.with_name("dev.jsonl")
         held_out, _ = keep_what_fits(read_json(path_of_dev), tokenizer, block_size, path_of_dev, say)
 
+    name, base_hash = "random" if config.random_weights else "sft", compare.sha256(base_path)
+    run = Run(config, name, {"data_sha256": compare.sha256(path), "base_sha256": base_hash})
     say(f"Fine-tuning {'random weights' if config.random_weights else base_path} on {len(examples):,} conversations of {path}. One of them:\n")
     if rank == 0:
         show_mask(examples[int(np.argsort(lengths[:51])[len(lengths[:51]) // 2])], tokenizer)  # neither short nor long
     say(f"\nOn {device} in {str(precision(device)).removeprefix('torch.')}, {config.max_steps} steps of {config.batch_size} conversations.")
-    name, base_hash = "random" if config.random_weights else "sft", compare.sha256(base_path)
     chosen = batches_of_similar_length(lengths, config.batch_size, config.seed)
     batches = lambda step: sft_data_collator([examples[i] for i in chosen(step)], tokenizer, block_size)
     evaluate = (lambda model: {"val_loss": dialogue_loss(model, held_out, tokenizer)}) if held_out else None
-    run = Run(config, name, {"data_sha256": compare.sha256(path), "base_sha256": base_hash})
     train(model, batches, config, run, evaluate)
     if rank > 0:
         return

@@ -67,19 +67,26 @@ def command(main):
             sys.exit(2)
         except KeyboardInterrupt:
             sys.exit(130)
+        except RuntimeError as error:
+            if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+                raise
+            print("error: memory: it does not suffice; lower --batch_size, set --micro_batch_size, or choose smaller sizes", file=sys.stderr)
+            sys.exit(2)
 
     return wrapper
 
 
 @contextlib.contextmanager
 def writing(path, mode="wb"):
-    """Open a file to write, mode "wb" or "w". It is written aside, flushed and renamed: until the last moment, what was at path stays.
+    """Open a file to write, mode "wb" or "w", in a folder that is made if need be. What was at path stays until the last moment.
 
-    Raises InputError if the disk is full or does not let us; then too, what was there stays.
+    It is written aside, flushed and renamed. Raises InputError if the disk is full or does not let us; then too, what was there stays.
     """
     aside = path.with_name(path.name + ".tmp")
+    text = {} if mode == "wb" else {"encoding": "utf-8", "newline": "\n"}
     try:
-        with open(aside, mode, encoding=None if mode == "wb" else "utf-8", newline=None if mode == "wb" else "\n") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, mode, **text) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -102,22 +109,24 @@ def cannot_write(path, error):
 class Progress:
     """One line that is rewritten in place; plain lines, ten seconds apart, where the output is not a terminal."""
 
-    def __init__(self, label, total, done=0):
-        self.label, self.total, self.first = label, total, done
+    def __init__(self, label, total, done=0, unit=None):
+        """unit: of what done counts, if its rate is to be shown."""
+        self.label, self.total, self.first, self.unit = label, max(total, 1), done, unit
         self.start = time.perf_counter()
-        self.shown = self.start
+        self.shown, self.finished = self.start, False
         self.live = sys.stderr.isatty()
 
     def update(self, done, text=""):
-        """done of total are done; text: what else to show."""
+        """done of total are done; text: what else to show. What is over in a moment is not shown at all."""
         now = time.perf_counter()
-        last = done == self.total
-        if now - self.shown < (0.1 if self.live else 10) and not (last and self.shown > self.start):
+        last = done >= self.total
+        if self.finished or (now - self.shown < (0.1 if self.live else 10) and not (last and self.shown > self.start)):
             return
-        self.shown = now
-        left = (now - self.start) / max(done - self.first, 1) * (self.total - done)
+        self.shown, self.finished = now, last
+        rate = max(done - self.first, 1e-9) / (now - self.start)
+        text = text or f"{rate:,.0f} {self.unit}/s"
         filled = 20 * done // self.total
-        line = f"{self.label} [{'#' * filled}{'.' * (20 - filled)}] {done:,}/{self.total:,} {text}  {clock(left)} left"
+        line = f"{self.label} [{'#' * filled}{'.' * (20 - filled)}] {done:,}/{self.total:,} {text}  {clock((self.total - done) / rate)} left"
         if self.live:
             width = shutil.get_terminal_size().columns - 1
             print("\r" + line[:width].ljust(width), end="\n" if last else "", file=sys.stderr, flush=True)
@@ -127,4 +136,5 @@ class Progress:
 
 def clock(seconds):
     """75 -> "1:15"."""
+    seconds = min(seconds, 359_999)
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -1,6 +1,6 @@
 """
 Plain text as rows of token ids: files are read piece by piece, encoded once into a file of small integers, and cut into
-rows. No text is ever held whole, so it may be larger than memory.
+rows. No plain text is ever held whole, so it may be larger than memory.
 """
 
 import codecs
@@ -25,20 +25,23 @@ def find_files(paths):
     """The files that paths name: themselves, and all .txt and .md files in folders, in order. Raises InputError if there is none."""
     files = []
     for path in map(Path, paths):
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in (".txt", ".md") and p.is_file())
-            if not found:
-                raise InputError(path, "the folder holds no .txt or .md file", "name the files themselves")
-            files += found
-        elif path.exists():
-            files.append(path)
-        else:
-            raise InputError(path, "no such file or folder", "check the path")
+        try:
+            if path.is_dir():
+                found = sorted(p for p in path.rglob("*") if p.suffix.lower() in (".txt", ".md") and p.is_file())
+                if not found:
+                    raise InputError(path, "the folder holds no .txt or .md file", "name the files themselves")
+                files += found
+            elif path.is_file():
+                files.append(path)
+            else:
+                raise InputError(path, "neither a file nor a folder" if path.exists() else "no such file or folder", "check the path")
+        except OSError as error:
+            raise InputError(path, f"cannot be read ({error.strerror})", "check the path and its permissions") from None
     return list(dict.fromkeys(files))
 
 
 def read_pieces(path, look=lambda raw: None):
-    """The text of a UTF-8 file, in pieces, strings of up to a million characters; a byte order mark and \\r\\n are not text.
+    """The text of a UTF-8 file, in pieces, strings of at most PIECE characters; a byte order mark and \\r\\n are not text.
 
     look is shown the bytes of each piece. Raises InputError for a file that cannot be read or is not UTF-8.
     """
@@ -66,7 +69,7 @@ def survey(paths):
     where no text is left.
     """
     files, found, digest, done = [], find_files(paths), hashlib.sha256(), 0
-    progress = Progress("reading MB", sum(path.stat().st_size for path in found) // 10**6)
+    progress = Progress("reading MB", sum(path.stat().st_size for path in found) // 10**6, unit="MB")
 
     def look(raw):
         nonlocal done
@@ -147,7 +150,7 @@ def write_tokens(documents, tokenizer, path, fingerprint, n_characters):
     if path.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == fingerprint:
         return
     pieces = itertools.chain.from_iterable(itertools.chain([None], document) for document in documents)  # None: a new one
-    progress, done = Progress("encoding, million characters", n_characters // 10**6), 0
+    progress, done = Progress("encoding million characters", n_characters // 10**6, unit="million"), 0
     with writing(path) as file, ThreadPoolExecutor() as pool:
         while some := list(itertools.islice(pieces, 32)):
             for ids in pool.map(lambda piece: [tokenizer.endoftext] if piece is None else tokenizer.encode_to_array(piece), some):
@@ -159,17 +162,11 @@ def write_tokens(documents, tokenizer, path, fingerprint, n_characters):
         file.write(fingerprint)
 
 
-def fills_a_row(documents, tokenizer, block_size):
-    """Whether the documents come to at least block_size tokens; encodes no more of them than it takes to know."""
-    n = 0
-    for document in documents:
-        n += 1  # its <|endoftext|>
-        for piece in document:
-            for start in range(0, len(piece), 10_000):
-                n += len(tokenizer.encode(piece[start : start + 10_000]))
-                if n >= 2 * block_size:  # twice, as a cut can part a token
-                    return True
-    return n >= block_size
+def fills_a_row(documents, n_characters, tokenizer, block_size):
+    """Whether the documents, of n_characters in all, come to at least block_size tokens. Only a short text is encoded to know it."""
+    if n_characters >= block_size * max(map(len, tokenizer.merges)):
+        return True
+    return sum(1 + sum(len(tokenizer.encode(piece)) for piece in document) for document in documents) >= block_size
 
 
 def dtype_of(tokenizer):

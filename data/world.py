@@ -320,9 +320,12 @@ def build(seed):
     }
 
 
-def write(world, folder):
-    """Write the world as files that can be opened and read: corpus.txt, val.txt, and the rest as JSON Lines."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write(world, folder, fingerprint=""):
+    """Write the world as files that can be opened and read: corpus.txt, val.txt, and the rest as JSON Lines.
+
+    fingerprint: a str that the base model's checkpoint has too, so that nobody takes the questions of another world for its own.
+    """
+    (folder / "sha256").unlink(missing_ok=True)
     for name, items in world.items():
         if name in ("corpus", "val"):
             text, path = "\n\n".join(items) + "\n", folder / f"{name}.txt"
@@ -330,3 +333,5 @@ def write(world, folder):
             text, path = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items), folder / f"{name}.jsonl"
         with writing(path, "w") as file:
             file.write(text)
+    with writing(folder / "sha256", "w") as file:
+        file.write(fingerprint)

@@ -22,12 +22,6 @@ def few_facts():
     return countries, []
 
 
-@pytest.fixture
-def small_facts(monkeypatch):
-    """While a test has this, the embedded world is small."""
-    make_small(monkeypatch)
-
-
 def make_small(patch):
     patch.setattr(world, "load_facts", few_facts)
     patch.setattr(world, "PINNED", {})

@@ -35,38 +35,35 @@ def log_rows(path):
 def run_and_kill(stage, arguments, made, kills, seed):
     """Run a stage in a process that saves after every row of its log, kill it so often, go on with --resume, and let it end.
 
-    made: the file that it writes when it is done. Returns what was going on at each kill: "starting", "training" or "while saving".
+    made: the file that it writes when it is done. Every third kill hits the start of the process, when it reads what was
+    saved; the others come when it has logged some more rows, half of these while a checkpoint is being written. Returns
+    what was going on at each kill. Raises RuntimeError if the stage failed, or was done before all kills.
     """
     rng, happened, out = random.Random(seed), [], made.parent
     unfinished, log = out / f"{stage}.resume.pt", out / f"{stage}.jsonl"
-    saving = unfinished.with_name(unfinished.name + ".tmp")
-    while True:
-        last = len(happened) == kills
-        resume = ["--resume"] if unfinished.exists() else []
-        run = [sys.executable, "-c", SAVING_OFTEN.format(stage=stage), *arguments, *resume]
-        rows = log.read_bytes() if log.exists() else b""
-        with open(os.devnull, "w") as null:
-            process = subprocess.Popen(run, stdout=null, stderr=subprocess.PIPE if last else null)
-        if last:
-            errors = process.communicate()[1].decode()
-            if process.returncode:
-                raise RuntimeError(errors)
-            return happened
-        kind = ("while saving", "training", "starting")[len(happened) % 3 if len(happened) % 6 < 5 else 1]
-        if kind == "starting":
-            time.sleep(rng.uniform(0.0, 4.0))
-        else:
-            while process.poll() is None and not (log.exists() and log.read_bytes() not in (b"", rows)):
-                time.sleep(0.001)  # until it has logged something
-            until = time.perf_counter() + rng.uniform(0.0, 1.0)
-            while process.poll() is None and time.perf_counter() < until + 10 * (kind == "while saving"):
-                if kind == "while saving" and time.perf_counter() > until and saving.exists():
-                    break
-        if process.poll() is not None:  # it was done before it could be killed
-            return happened
-        happened.append("while saving" if saving.exists() else kind)
-        process.kill()
-        process.wait()
+    aside = unfinished.with_name(unfinished.name + ".tmp")
+    n_rows = lambda: log.read_bytes().count(b"\n") if log.exists() else 0
+    steps = int(arguments[arguments.index("--max_steps") + 1])
+    goals = sorted(rng.sample(range(1, steps // 10 - 2), kills))  # rows of the log
+    for goal in [*goals, None]:
+        stale = aside.stat().st_mtime_ns if aside.exists() else None  # left by the last kill
+        saving = lambda: aside.exists() and aside.stat().st_mtime_ns != stale
+        run = [sys.executable, "-c", SAVING_OFTEN.format(stage=stage), *arguments, *(["--resume"] if unfinished.exists() else [])]
+        process = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        if goal is not None and len(happened) % 3 == 2:
+            time.sleep(rng.uniform(0.0, 3.0))
+        elif goal is not None:
+            while process.poll() is None and not (n_rows() >= goal and (len(happened) % 3 or saving())):
+                time.sleep(0.0005)
+        if goal is not None and process.poll() is None:
+            process.kill()
+            process.wait()
+            happened.append("while saving" if saving() else "starting" if len(happened) % 3 == 2 else "training")
+            continue
+        errors = process.communicate()[1].decode()
+        if process.returncode or goal is not None:
+            raise RuntimeError(f"after {len(happened)} kills: {errors}")
+    return happened
 
 
 def anonymous_memory(pid="self"):
@@ -138,7 +135,7 @@ def memory(folder):
     some_text(folder / "text.txt", 10**6)
     sizes = "--n_layer 2 --n_embd 64 --block_size 64 --batch_size 8 --vocab_size 512 --max_steps 2000 --eval_every 5000".split()
     _, most, at_row, _ = run_and_watch(["--data", str(folder / "text.txt"), "--out", str(folder / "out"), *sizes])
-    early, late = at_row[20], at_row[199]
+    early, late = (next(now for row, now in sorted(at_row.items()) if row >= n) for n in (20, 199))
     print(f"after 200 steps {early / 1e6:.1f} MB, after 1,990 {late / 1e6:.1f} MB: {100 * (late / early - 1):+.1f}%")
 
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -70,8 +71,8 @@ CASES = {
     "text in UTF-16": (*on_text(TEXT.encode("utf-16")), "not UTF-8 text (byte 0)"),
     "text binary": (*on_text(bytes(range(256)) * 20), "not UTF-8 text (byte 128)"),
     "text cut within a character": (*on_text(TEXT.encode() + "고".encode()[:2]), f"not UTF-8 text (byte {len(TEXT)})"),
-    "text shorter than a block": (*on_text(b"Once upon a time.", "--block_size", "64", "--vocab_size", "261"), "fewer than a block of 64"),
-    "validation shorter than a block": (*on_text(TEXT[:200].encode(), "--vocab_size", "261", "--block_size", "32"), "tokens for validation (its last tenth) are fewer"),
+    "text shorter than a block": (*on_text(b"Once upon a time.", "--block_size", "64", "--vocab_size", "261"), "fewer tokens than a block of 64"),
+    "validation shorter than a block": (*on_text(TEXT[:200].encode(), "--vocab_size", "261", "--block_size", "32"), "its validation part holds fewer tokens than a block of 32"),
     "text unreadable": ("pretrain", ["--data", "{tmp}/unreadable.txt", *ON_TEXT[:-2]], {}, "unreadable.txt: cannot be read (Permission denied)"),
     "folder without text": ("pretrain", ["--data", "{tmp}/folder", *ON_TEXT[:-2]], {}, "folder: the folder holds no .txt or .md file"),
     "second text missing": ("pretrain", [*ON_TEXT, "{tmp}/other.txt"], {}, "other.txt: no such file or folder"),
@@ -86,7 +87,7 @@ CASES = {
     "talks binary": (*on_talks(b"PK\x03\x04\x80"), "not UTF-8 text (byte 4)"),
     "JSON cut off": (*on_talks(PAIR + '{"prompt": "a", \n'), "talks.jsonl line 2: broken JSON"),
     "array cut off": (*on_talks('[{"prompt": "a", "response": "b"},\n'), "talks.jsonl line 2: broken JSON"),
-    "JSON too deep": (*on_talks(PAIR + "{" + '"a": [' * 100_000 + "\n"), "line 2: broken JSON"),
+    "JSON too deep": (*on_talks(PAIR + '{"a": ' * 100_000 + "\n"), "line 2: broken JSON"),
     "two objects on a line": (*on_talks(PAIR + PAIR.strip() + PAIR), "line 2: broken JSON (Extra data)"),
     "key missing": (*on_talks(PAIR + PAIR + '{"prompt": "a"}\n'), 'talks.jsonl line 3: needs "prompt" and "response"'),
     "key misspelt": (*on_talks('{"promt": "a", "response": "b"}\n'), 'line 1: needs "prompt"'),
@@ -94,6 +95,7 @@ CASES = {
     "a string": (*on_talks('"hello"\n'), "line 1: a conversation must be an object, not str"),
     "a number for a prompt": (*on_talks('{"prompt": 1, "response": "b"}\n'), "line 1: its texts must be strings"),
     "null for a response": (*on_talks('{"prompt": "a", "response": null}\n'), "line 1: its texts must be strings"),
+    "a folder that is none": ("pretrain", ["--data", "{tmp}/" + "x" * 300, *ON_TEXT[:-2]], {}, "cannot be read (File name too long)"),
     "a number for an input": (*on_talks('{"instruction": "a", "input": 5, "output": "b"}\n'), "line 1: its texts must be strings"),
     "empty prompt": (*on_talks('{"prompt": "", "response": "b"}\n'), "line 1: message 1 (user) must have a text"),
     "empty response": (*on_talks('{"prompt": "a", "response": " "}\n'), "line 1: message 2 (assistant) must have a text"),
@@ -131,6 +133,9 @@ CASES = {
     "checkpoint with a payload": ("sft", ["--base", "{tmp}/base.pt", *SHORT], {"base.pt": {"config": Payload()}}, "not a checkpoint that can be read"),
     "a tuned model for a base": ("sft", ["--base", "{out}/sft.pt", *SHORT], {}, "sft.pt: this is a checkpoint of stage 'sft'"),
     "a base for a tuned model": ("compare", ["--out", "{tmp}"], {"base.pt": changed(), "sft.pt": changed()}, "sft.pt: was not tuned from"),
+    "asked of another base": ("compare", ["--base", "{tmp}/base.pt", "--ask", "a", *SHORT], {"base.pt": changed(seed=77)}, "sft.pt: was not tuned from"),
+    "another world beside the base": ("sft", ["--base", "{tmp}/base.pt", *SHORT], {"base.pt": changed(), "world/sha256": "of another"}, "world: is not of the run"),
+    "no world beside the base": ("sft", ["--base", "{tmp}/base.pt", *SHORT], {"base.pt": changed()}, "there is no embedded world beside the base model"),
     "tuned from another base": ("compare", ["--base", "{tmp}/base.pt", *SHORT], {"base.pt": changed(seed=77)}, "sft.pt: was not tuned from"),
     # options
     "n_embd not divisible": ("pretrain", [*ON_TEXT, "--n_embd", "65"], {}, "n_embd (65) must be a multiple of twice n_head"),
@@ -142,15 +147,15 @@ CASES = {
     "learning rate no number": ("sft", [*SHORT, "--lr", "nan"], {}, "--lr: nan is out of range"),
     "dropout of everything": ("pretrain", [*ON_TEXT, "--dropout", "1"], {}, "--dropout: 1.0 is out of range"),
     "negative seed": ("pretrain", [*ON_TEXT, "--seed", "-1"], {}, "--seed: -1 is out of range"),
-    "wider than memory": ("pretrain", [*ON_TEXT, "--n_embd", "40000000"], {}, "command line: "),
+    "wider than memory": ("pretrain", [*ON_TEXT, "--n_embd", "4000000000"], {}, "memory: it does not suffice; lower --batch_size"),
     "vocabulary under 261": ("pretrain", [*ON_TEXT, "--vocab_size", "260"], {}, "--vocab_size: vocab_size 260 is under 261"),
     "vocabulary over the text": ("pretrain", [*ON_TEXT, "--vocab_size", "60000"], {}, "the text supports a vocab_size of"),
     "unknown preset": ("pretrain", [*ON_TEXT, "--preset", "huge"], {}, "invalid choice: 'huge'"),
     "unknown option": ("sft", [*SHORT, "--nonsense"], {}, "unrecognized arguments: --nonsense"),
     "device that is not there": ("pretrain", [*ON_TEXT, "--device", "abacus"], {}, "--device: there is no abacus here; use "),
     "device not here for sft": ("sft", ["--out", "{out}", "--device", "cuda:77"], {}, "--device: there is no cuda:77 here; use "),
-    "output in a file": ("pretrain", [*ON_TEXT, "--out", "{tmp}/good.txt/out"], {}, "cannot be made (Not a directory)"),
-    "output a file": ("sft", ["--base", "{out}/base.pt", "--out", "{tmp}/good.txt"], {}, "good.txt: cannot be made (File exists)"),
+    "output in a file": ("pretrain", [*ON_TEXT, "--out", "{tmp}/good.txt/out"], {}, "train.bin: cannot be written (Not a directory)"),
+    "output a file": ("sft", ["--base", "{out}/base.pt", "--out", "{tmp}/good.txt"], {}, "cannot be written (File exists)"),
     "empty question": ("compare", [*SHORT, "--ask", "  "], {}, "--ask: the prompt is empty"),
     "unknown side": ("compare", [*SHORT, "--side", "left"], {}, "invalid choice: 'left'"),
     # going on with a run
@@ -206,7 +211,7 @@ def finished(small_world, tmp_path_factory):
 
 
 def contents(*folders):
-    return {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+    return {path: path.read_bytes() if path.is_file() else None for folder in folders for path in folder.rglob("*")}
 
 
 @pytest.mark.parametrize("case", [*CASES, *(f"{name} (as a program)" for name in AS_PROGRAMS)])
@@ -222,6 +227,7 @@ def test_bad_input(case, finished, tmp_path, capsys, monkeypatch):
             content = content(torch.load(finished / "base.pt", weights_only=True))
         if isinstance(content, int):
             content = (finished / "base.pt").read_bytes()[:content]
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         if isinstance(content, dict):
             torch.save(content, tmp_path / name)
         elif content is not None:
@@ -235,8 +241,8 @@ def test_bad_input(case, finished, tmp_path, capsys, monkeypatch):
         done = subprocess.run(run, cwd=tmp_path, capture_output=True, encoding="utf-8", env=environment, timeout=120)
         code, errors = done.returncode, done.stderr
     else:
-        real_open = builtins.open
-        monkeypatch.setattr(builtins, "open", lambda path, *a, **k: refuse(path) if "unreadable" in str(path) else real_open(path, *a, **k))
+        real_open, unreadable = builtins.open, (tmp_path / "unreadable.txt",)
+        monkeypatch.setattr(builtins, "open", lambda path, *a, **k: refuse(path) if path in unreadable else real_open(path, *a, **k))
         with pytest.raises(SystemExit) as stopped:
             MAIN[program](arguments)
         monkeypatch.undo()
@@ -287,8 +293,7 @@ def test_odd_but_fine_text(case, tmp_path):
         patch.setattr(compare, "text_loss", lambda *arguments: (1.0, 1.0))  # (a megabyte of validation takes its time)
         pretrain.main(["--data", str(tmp_path / name), "--out", str(tmp_path / "out"), *sizes])
     tokenizer = compare.load(tmp_path / "out" / "base.pt")[1]
-    written = [torch.frombuffer(bytearray((tmp_path / "out" / f"{n}.bin").read_bytes()), dtype=torch.uint16) for n in ("train", "val")]
-    text = "".join(tokenizer.decode(part.tolist()[1:]) for part in written)
+    text = "".join(tokenizer.decode(np.fromfile(tmp_path / "out" / f"{part}.bin", "<u2")[1:].tolist()) for part in ("train", "val"))
     assert text == content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
 
 

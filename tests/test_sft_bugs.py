@@ -185,7 +185,7 @@ def test_09_a_token_weighs_the_same_however_the_batch_is_split(micro_batch_size,
     """Mean of means: micro-batches with few supervised tokens weigh as much as full ones (transformers until October 2024,
     pull request 34191; nanochat's chat_sft and minimind still divide so). For processes: test_two_processes.py."""
     batch = sft_data_collator(uneven_talks(32), tokenizer)
-    batch["labels"][3:5] = -100  # a micro-batch with nothing at all
+    batch["labels"][:16] = -100  # some micro-batches with nothing at all
     whole, loss = gradients(model, batch), model(batch["input_ids"], batch["labels"])[1].item()
     model.zero_grad()
     part = backward(model, batch, PretrainConfig(micro_batch_size=micro_batch_size), torch.float32)
@@ -265,7 +265,8 @@ def test_14_evaluation_is_without_dropout_and_on_what_was_never_trained_on(token
     assert model.training  # and training goes on as it was
 
     # One's own conversations: a tenth is held out, and no batch ever holds it.
-    talks = [{"prompt": f"Number {i}?", "response": f"It is {i}."} for i in range(40)]
+    talks = [{"prompt": f"Number {i // 2}?", "response": f"It is {i // 2}."} for i in range(10)]  # five of them twice
+    talks += [{"prompt": f"Number {i}?", "response": f"It is {i}."} for i in range(10, 40)]
     (tmp_path / "talks.json").write_text(json.dumps(talks), encoding="utf-8")
     compare.save(tmp_path / "base.pt", model, tokenizer, stage="base", trained_on={"files": []})
     seen = {}
@@ -282,11 +283,11 @@ def test_14_evaluation_is_without_dropout_and_on_what_was_never_trained_on(token
     monkeypatch.setattr(compare, "main", lambda argv: None)
     sft.main(["--out", str(tmp_path), "--data", str(tmp_path / "talks.json"), "--device", "cpu", "--batch_size", "1"])
     held_out = {bytes(sft_data_collator([talk], tokenizer)["input_ids"][0].numpy().astype("<u2")) for talk in seen["held out"]}
-    assert len(held_out) == 4 and len(seen["trained on"]) == 36 and not held_out & seen["trained on"]
+    assert 2 <= len(held_out) <= 4 and len(held_out | seen["trained on"]) == 35 and not held_out & seen["trained on"]
 
     # The embedded world: no conversation mentions a held-out entity, read from the files (test_data.py asks more, of three seeds).
     world.write(world.build(seed=5), tmp_path)
-    said = (tmp_path / "sft.jsonl").read_text(encoding="utf-8")
+    said = "\n".join(m["content"] for _, talk in read_json(tmp_path / "sft.jsonl") for m in talk["messages"])
     for side in ("dev", "test"):
         asked = [item for _, item in read_json(tmp_path / f"{side}.jsonl")]
         for name in {world.bare(item["name"]) for item in asked}:

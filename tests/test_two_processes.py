@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -44,7 +46,7 @@ def make_batches():
         "pretraining": {"input_ids": ids, "labels": ids},
         "conversations": {"input_ids": ids, "labels": talks},
         "one process without labels": {"input_ids": ids, "labels": one_sided},
-        "an odd number of rows": {"input_ids": ids[:7], "labels": talks[:7]},
+        "an odd number of rows": {"input_ids": ids[:11], "labels": talks[:11]},
         "one row": {"input_ids": ids[:1], "labels": talks[:1]},
         "nothing to supervise": {"input_ids": ids, "labels": torch.full_like(ids, -100)},
     }
@@ -92,12 +94,16 @@ def torchrun(program, arguments):
     return done.stdout
 
 
+IN_FLOAT32 = pytest.mark.skipif(pretrain.precision("cpu") != torch.float32, reason="in bfloat16, sums in another order differ by more")
+
+
+@IN_FLOAT32
 def test_both_stages_on_two_processes(tmp_path):
     """Within a thousandth of a nat of one process over 50 steps; a tail that does not divide evenly loses nothing; one process writes."""
     (tmp_path / "text.txt").write_text("Once upon a time there was a parrot that could not answer a question. " * 60, encoding="utf-8")
     talks = [{"prompt": f"Say {i}.", "response": f"I say {i}" + "!" * (i % 7)} for i in range(33)]  # 30 to train on: 7 batches of 4, and 2
     (tmp_path / "talks.json").write_text(json.dumps(talks), encoding="utf-8")
-    sizes = "--n_layer 2 --n_embd 32 --block_size 32 --vocab_size 300".split()
+    sizes = "--n_layer 2 --n_embd 32 --block_size 32 --vocab_size 290".split()
     common = "--max_steps 50 --eval_every 20 --device cpu".split()
     one, two = tmp_path / "one", tmp_path / "two"
     base = ["--data", str(tmp_path / "text.txt"), *sizes, *common, "--batch_size", "5"]
@@ -116,3 +122,22 @@ def test_both_stages_on_two_processes(tmp_path):
             assert row["loss"] == pytest.approx(other["loss"], abs=1e-3) and row.get("val_loss") == pytest.approx(other.get("val_loss"), abs=1e-3)
     a, b = final_weights(one / "base.pt"), final_weights(two / "base.pt")
     assert all((a[key] - b[key]).norm() < 0.05 * a[key].norm() for key in a)
+
+
+def test_ctrl_c_and_going_on_with_two_processes(tmp_path):
+    (tmp_path / "text.txt").write_text("Once upon a time there was a parrot that could not answer a question. " * 60, encoding="utf-8")
+    sizes = "--n_layer 2 --n_embd 32 --block_size 32 --vocab_size 290 --dropout 0.1 --max_steps 300 --device cpu".split()
+    arguments = ["--data", str(tmp_path / "text.txt"), *sizes]
+    torchrun("pretrain.py", [*arguments, "--out", str(tmp_path / "a")])
+    log = tmp_path / "b" / "pretrain.jsonl"
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "pretrain.py"), *arguments]
+    process = subprocess.Popen([*run, "--out", str(tmp_path / "b")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8")
+    while process.poll() is None and not (log.exists() and log.read_bytes()):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert "The same command with --resume goes on from here." in process.communicate(timeout=120)[0]
+    assert not (tmp_path / "b" / "base.pt").exists()
+    torchrun("pretrain.py", [*arguments, "--out", str(tmp_path / "b"), "--resume"])
+    a, b = final_weights(tmp_path / "a" / "base.pt"), final_weights(tmp_path / "b" / "base.pt")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert log_rows(tmp_path / "a" / "pretrain.jsonl") == log_rows(log)
