@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import torch
 
@@ -44,6 +45,20 @@ def test_fine_tuning_ones_own_conversations(small_world, tmp_path, capsys):
     sft.main(["--out", str(tmp_path), "--base", str(small_world / "base.pt"), "--data", str(data), "--max_steps", "3", "--device", "cpu"])
     assert (tmp_path / "sft.pt").exists() and "yes" in capsys.readouterr().out
     assert "val_loss" in json.loads((tmp_path / "sft.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+
+
+def test_the_control_starts_from_random_weights(small_world, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(small_world, out)
+    tuned = (out / "sft.pt").read_bytes()
+    sft.main(["--out", str(out), "--random_weights", "--max_steps", "3", "--device", "cpu"])
+    assert (out / "sft.pt").read_bytes() == tuned
+    base, control = (torch.load(out / name, weights_only=True) for name in ("base.pt", "random.pt"))
+    a, b = (state["weights"]["blocks.0.mlp.up.weight"].flatten() for state in (base, control))
+    assert abs(torch.corrcoef(torch.stack((a, b)))[0, 1]) < 0.1 and control["config"] == base["config"]
+    compare.main(["--out", str(out), "--device", "cpu"])
+    scores = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
+    assert scores["random"]["answered"] < 0.1 < scores["tuned"]["answered"] and scores["random"]["val_bpb"] > scores["base"]["val_bpb"]
 
 
 def test_pretraining_on_ones_own_text(tmp_path):

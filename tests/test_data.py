@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiktoken
 
 from data import Tokenizer, encode_chat, text, world
 from data.terminal import InputError
@@ -103,6 +104,16 @@ def test_a_tokenizer_comes_back_from_its_state(tokenizer):
     for text in [*TEXTS, *(random_text(rng) for _ in range(200))]:
         assert again.encode(text) == tokenizer.encode(text)
     assert (again.n_vocab, again.pad) == (tokenizer.n_vocab, tokenizer.pad)
+
+
+def test_an_encoding_of_tiktokens_gets_our_special_tokens(monkeypatch):
+    ranks = {bytes([b]): b for b in range(256)} | {b"th": 256, b"the": 257}
+    small = tiktoken.Encoding("small", pat_str=r"\w+|\W+", mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 258})
+    monkeypatch.setattr(tiktoken, "get_encoding", {"small": small}.__getitem__)
+    tokenizer = Tokenizer.named("small")
+    assert tokenizer.encode("the <|end|>") == small.encode_ordinary("the <|end|>")
+    assert tokenizer.n_vocab == 263 and [tokenizer.decode([i]) for i in range(258, 263)] == list(SPECIAL)
+    assert Tokenizer.from_state(tokenizer.state()).encode("the thing") == small.encode_ordinary("the thing")
 
 
 # The chat template
@@ -255,7 +266,7 @@ def test_the_same_seed_makes_the_same_bytes(made, tmp_path):
     world.write(made, tmp_path / "a")
     world.write(world.build(seed=3), tmp_path / "b")
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == ["corpus.txt", "dev.jsonl", "sft.jsonl", "test.jsonl", "train.jsonl", "val.txt"]
+    assert names == ["corpus.txt", "dev.jsonl", "sft.jsonl", "sha256", "test.jsonl", "train.jsonl", "val.txt"]
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert world.build(seed=4)["corpus"] != made["corpus"]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from data.terminal import Parser, parse_options
 from model import GPT, GPTConfig
 from pretrain import Muon, PretrainConfig, backward, lr_scale, orthogonalize, shuffled
 
@@ -60,6 +61,13 @@ def test_learning_rate_rises_stays_and_falls():
     scales = [lr_scale(step, config) for step in range(100)]
     assert scales[0] == pytest.approx(0.1) and scales[9:50] == [1.0] * 41
     assert scales[-1] == pytest.approx(0.02) and all(a >= b for a, b in zip(scales[50:], scales[51:]))
+
+
+def test_what_is_typed_beats_the_preset_which_beats_the_default():
+    options = lambda *argv: parse_options(Parser("x"), PretrainConfig, argv, preset=lambda args: {"n_layer": 7, "n_embd": 64})[0]
+    assert (options().n_layer, options().n_embd, options().n_head) == (7, 64, PretrainConfig.n_head)
+    assert (options("--n_layer", "3").n_layer, options("--n_layer", "3").n_embd) == (3, 64)
+    assert options("--resume").resume and not options().resume
 
 
 def test_order_is_a_function_of_the_step_and_visits_everything():
