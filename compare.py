@@ -2,7 +2,7 @@
 Look at what was trained: base beside tuned.
 
     python compare.py                                   # held-out scores, and prompts with both completions
-    python compare.py --ask "What is the capital of Peru?"
+    python compare.py --ask "What is the capital of Kenya?"
 
 The base model has only read plain text; the tuned one has also learned, from questions about half of the entities, to answer.
 Asked about the other half, which fine-tuning never mentioned, the tuned model can only know what pretraining
@@ -28,7 +28,7 @@ from data.text import Rows, open_tokens, read_json
 from model import GPT, GPTConfig
 
 FORMAT = "parrot checkpoint 1"
-EXAMPLES = [  # shown side by side
+EXAMPLES = [  # shown side by side; what they ask about is never fine-tuned on (SHOWN in data/world.py)
     world.SEASONS,
     "What is the capital of Kenya?",
     "Who wrote Don Quixote?",
@@ -59,7 +59,7 @@ def read_checkpoint(path):
         stage = "sft.py" if path.name == "sft.pt" else "pretrain.py"
         raise InputError(path, "no such checkpoint", f"make it with python {stage}, or name another")
     state = read_torch(path)
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict) or state.get("format") != FORMAT or not {"stage", "trained_on"} <= state.keys():
         raise InputError(path, f'not a checkpoint of this program ("{FORMAT}")', "train it again")
     return state
 
@@ -80,12 +80,16 @@ def load(path, device="cpu"):
     """A checkpoint of either stage. Returns (model, tokenizer), the model on the device and in eval mode."""
     state = read_checkpoint(path)
     try:
+        if not all(type(value) is int for key, value in state["config"].items() if key != "dropout"):
+            raise ValueError("sizes must be whole numbers")
         model = GPT(GPTConfig(**state["config"]))
         model.load_state_dict(state["weights"])
+        if not all(p.isfinite().all() for p in model.parameters()):
+            raise ValueError("a weight is no number")
         tokenizer = Tokenizer.from_state(state["tokenizer"])
         if tokenizer.n_vocab != model.config.vocab_size:
             raise ValueError(f"{tokenizer.n_vocab} tokens, but a model of {model.config.vocab_size}")
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError) as error:
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(path, f"its parts do not fit together ({why})", "train it again") from None
     return model.to(device).eval(), tokenizer
@@ -108,7 +112,7 @@ def world_of(base_path):
     if "world" not in about["trained_on"] or not folder.exists():
         return None
     stamp = folder / "sha256"
-    if not stamp.exists() or stamp.read_text(encoding="utf-8") != about["text_sha256"]:
+    if not stamp.exists() or stamp.read_text(encoding="utf-8") != about.get("text_sha256"):
         raise InputError(folder, f"is not of the run that made {base_path}", "run python pretrain.py again")
     return folder
 
@@ -292,6 +296,7 @@ def show_scores(scores):
         ("answers it in the chat template", base.get("chat"), tuned.get("answered"), control.get("answered")),
         ("  in wordings never trained on", None, tuned.get("unseen"), control.get("unseen")),
         ("  about the half it was trained on", None, tuned.get("train"), control.get("train")),
+        ("  greets, and says who it is", None, tuned.get("smalltalk"), control.get("smalltalk")),
         ("stops by itself", None, tuned.get("stops"), control.get("stops")),
         ("goes on with options or a question", base.get("goes_on"), None, None),
         ('knows ("The capital of Peru is ...")', base.get("knows"), None, None),
@@ -302,6 +307,8 @@ def show_scores(scores):
         print(f"{label:38}{percent(cells[0]):>9}{percent(cells[1]):>9}{percent(cells[2]):>20}")
     bits = [f"{m['val_bpb']:.3f}" if "val_bpb" in m else "-" for m in (base, tuned, control)]
     print(f"{'bits per byte of plain text':38}{bits[0]:>9}{bits[1]:>9}{bits[2]:>20}")
+    if not control:
+        print("(The last column is what python sft.py --random_weights makes.)")
 
 
 def show_examples(examples):
@@ -328,15 +335,17 @@ def compare(base_path, tuned_path, side="test", device="cpu"):
     if control_path.exists() and read_checkpoint(control_path).get("base_sha256") == sha256(base_path):
         models["random"] = load(control_path, device)
     base, tokenizer = models["base"]
+    progress = Progress("compare", 4 * len(models))
+    progress.update(0, "examples")
+    prompts = read_checkpoint(tuned_path).get("examples") or EXAMPLES
     examples = [
         {"prompt": prompt, "base": first_paragraph(a), "tuned": b}
-        for prompt, a, b in zip(EXAMPLES, respond(base, tokenizer, EXAMPLES, chat=False), respond(*models["tuned"], EXAMPLES))
+        for prompt, a, b in zip(prompts, respond(base, tokenizer, prompts, chat=False), respond(*models["tuned"], prompts))
     ]
     results = {"examples": examples}
     tokens_path, stamp = base_path.with_name("val.bin"), base_path.with_name("val.sha256")
-    progress = Progress("compare", 4 * len(models))
     if folder:
-        items, own = ([item for _, item in read_json(folder / f"{name}.jsonl")] for name in (side, "train"))
+        items, own, smalltalk = ([item for _, item in read_json(folder / f"{name}.jsonl")] for name in (side, "train", "smalltalk"))
         scorer = Scorer()
         results |= {"side": side, "questions": len(items), "base": score_base(base, tokenizer, items, scorer)}
         for i, name in enumerate(list(models)[1:], start=1):
@@ -346,12 +355,14 @@ def compare(base_path, tuned_path, side="test", device="cpu"):
             results[name]["unseen"] = score_tuned(*models[name], items, scorer, "unseen")["answered"]
             progress.update(4 * i + 2, f"{name} on its own half")
             results[name]["train"] = score_tuned(*models[name], own, scorer)["answered"]
-    if stamp.exists() and stamp.read_text(encoding="utf-8") == state["text_sha256"]:
+            said = respond(*models[name], [talk["prompt"] for talk in smalltalk])
+            results[name]["smalltalk"] = share([text == talk["response"] for text, talk in zip(said, smalltalk)])
+    if stamp.exists() and tokens_path.exists() and stamp.read_text(encoding="utf-8") == state.get("text_sha256"):
         tokens = open_tokens(tokens_path, tokenizer)
         for name in models:
             nats, bits = text_loss(models[name][0], tokens, tokenizer)
             results.setdefault(name, {}).update(val_loss=nats, val_bpb=bits)
-    progress.update(progress.total)
+    progress.update(progress.total, "done")
     return results
 
 
@@ -361,7 +372,7 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder with base.pt and sft.pt (default: out)")
     parser.add_argument("--base", type=Path, help="the base model, if it is not in that folder")
     parser.add_argument("--ask", metavar="PROMPT", help="show what both models make of one prompt")
-    parser.add_argument("--side", choices=("dev", "test"), default="test", help="which held-out questions to score")
+    parser.add_argument("--side", choices=("dev", "test"), default="test", help="which held-out questions to score (default: test)")
     parser.add_argument("--device", default="auto", help="cuda, mps or cpu")
     args = parser.parse_args(argv)
     device = pick_device(args.device)

@@ -25,6 +25,7 @@ import json
 import math
 import os
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from torch.nn.parallel import DistributedDataParallel
 import compare
 from compare import pick_device
 from data import Tokenizer, world
-from data.terminal import InputError, Parser, Progress, cannot_write, clock, command, parse_options, setting, writing
+from data.terminal import InputError, Parser, Progress, cannot_write, clock, command, not_empty, parse_options, refuse_overwriting, setting, writing
 from data.text import Rows, Text, fills_a_row, open_tokens, survey, write_tokens
 from model import GPT, IGNORE_INDEX, GPTConfig
 
@@ -217,6 +218,8 @@ class CtrlC:
 
     def note(self, *_):
         self.pressed = True
+        if processes()[0] == 0:
+            print(f"\nStopping within {LOG_EVERY} steps, to save. (A second Ctrl-C stops at once, and nothing is saved.)", file=sys.stderr)
         if not dist.is_initialized():  # (torchrun hands a Ctrl-C on to processes that have had it already)
             signal.signal(signal.SIGINT, self.before)  # the second one stops at once
 
@@ -265,13 +268,14 @@ class Run:
         rows = []
         if self.state:
             n = self.state["step"] // LOG_EVERY
-            rows = self.log.read_text(encoding="utf-8").splitlines(keepends=True)[:n] if self.log.exists() else []
+            print(f"Going on from step {self.state['step']}.")
+            rows = self.log.read_bytes().splitlines(keepends=True)[:n] if self.log.exists() else []
             if len(rows) < n:
                 raise InputError(self.log, f"has lost some of its first {n} rows", "run without --resume")
         elif self.unfinished.exists():
             print("(An unfinished run was here. It is given up, as this one does not --resume it.)")
             self.forget()
-        with writing(self.log, "w") as file:
+        with writing(self.log) as file:
             file.writelines(rows)
 
     def log_row(self, row):
@@ -316,6 +320,8 @@ def train(model, batches, config, run, evaluate=None):
     if rank == 0:
         run.start_log()
     progress, losses = Progress(run.name, config.max_steps, step), []
+    if rank == 0:
+        progress.update(step)
     saved_at = since = time.perf_counter()  # since: when the steps began that the next row of the log is about
     since_tokens = tokens
     model.train()
@@ -419,8 +425,9 @@ def read_text(config, paths):
 @command
 def main(argv=None):
     parser = Parser("pretrain.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", metavar="PATH", help="UTF-8 text files or folders; without it, the embedded world")
-    parser.add_argument("--preset", choices=PRESETS, help="a set of sizes (default: world, or small with --data)")
+    parser.add_argument("--data", nargs="+", type=not_empty, metavar="PATH", help="UTF-8 text files or folders; without it, the embedded world")
+    presets = "; ".join(f"{name}, " + (" ".join(f"{k} {v}" for k, v in sizes.items()) or "the defaults below") for name, sizes in PRESETS.items())
+    parser.add_argument("--preset", choices=PRESETS, help=f"a set of sizes: {presets} (default: world, or small with --data)")
     config, args = parse_options(parser, PretrainConfig, argv, lambda args: PRESETS[args.preset or ("small" if args.data else "world")])
     device = start(config)
     rank, world_size = processes()
@@ -431,7 +438,7 @@ def main(argv=None):
     try:
         tokenizer = Tokenizer.train((piece for document in sides["training"][0] for piece in document), config.vocab_size)
     except ValueError as error:
-        raise InputError("--vocab_size", str(error), "choose another") from None
+        raise InputError("--vocab_size", str(error), "choose another, or give more text") from None
     try:
         sizes = (config.block_size, tokenizer.n_vocab, config.n_layer, config.n_head, config.n_embd, config.dropout)
         model = GPT(GPTConfig(*sizes)).to(device)
@@ -444,6 +451,8 @@ def main(argv=None):
     text_sha256 = hashlib.sha256(f"{digest} {tokenizer.state()}".encode()).hexdigest()
     run = Run(config, "pretrain", {"text_sha256": text_sha256})
     paths = [out / "train.bin", out / "val.bin"]
+    read = [] if made else [path for path, _ in sides["training"][0].files]
+    refuse_overwriting(read, [*paths, *(path.with_suffix(".sha256") for path in paths), run.log, run.unfinished, out / "base.pt"])
     if rank == 0:  # from here on files are written
         for (documents, n_characters), path in zip(sides.values(), paths):
             write_tokens(documents, tokenizer, path, text_sha256, n_characters)
@@ -473,7 +482,8 @@ def main(argv=None):
     run.forget()
     say(f"\nValidation: {last['val_loss']:.3f} nats per token, {last['val_bpb']:.3f} bits per byte. What it makes of a prompt:")
     compare.show_parrot(model, tokenizer, PROMPTS)
-    say(f"\nIt goes on with the text; it does not answer. The model is in {path} ({clock(time.perf_counter() - STARTED)}). Next: python sft.py")
+    next_command = "python sft.py" + (f" --out {out}" if config.out != "out" else "") + (" --data YOUR_CONVERSATIONS" if args.data else "")
+    say(f"\nIt goes on with the text; it does not answer. The model is in {path} ({clock(time.perf_counter() - STARTED)}). Next: {next_command}")
 
 
 if __name__ == "__main__":

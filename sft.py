@@ -12,6 +12,7 @@ on everything that is not the assistant's own words.
 
 import argparse
 import functools
+import hashlib
 import json
 import time
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import torch
 
 import compare
 from data import encode_chat
-from data.terminal import InputError, Parser, clock, command, parse_options, setting
+from data.terminal import InputError, Parser, clock, command, not_empty, parse_options, refuse_overwriting, setting
 from data.text import read_json
 from model import GPT, IGNORE_INDEX
 from pretrain import STARTED, Run, TrainConfig, precision, processes, start, train
@@ -116,7 +117,7 @@ def keep_what_fits(examples, tokenizer, block_size, path, say=print):
         try:
             row, whole = encode(example, tokenizer, block_size), encode(example, tokenizer)
         except ValueError as error:
-            raise InputError(where, str(error), "see the data formats in README.md") from None
+            raise InputError(where, str(error), 'see "Your own text and conversations" in README.md') from None
         if row:
             kept.append(example)
             lengths.append(len(row[0]))
@@ -192,7 +193,7 @@ def dialogue_loss(model, examples, tokenizer):
 @command
 def main(argv=None):
     parser = Parser("sft.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", metavar="FILE", help="conversations, as JSON Lines or a JSON array (default: the embedded world's)")
+    parser.add_argument("--data", type=not_empty, metavar="FILE", help="conversations, as JSON Lines or a JSON array (default: the embedded world's)")
     config, args = parse_options(parser, SFTConfig, argv)
     device = start(config)
     rank, _ = processes()
@@ -225,7 +226,9 @@ def main(argv=None):
         held_out, _ = keep_what_fits(read_json(path_of_dev), tokenizer, block_size, path_of_dev, say)
 
     name, base_hash = "random" if config.random_weights else "sft", compare.sha256(base_path)
-    run = Run(config, name, {"data_sha256": compare.sha256(path), "base_sha256": base_hash})
+    data_hash = hashlib.sha256(json.dumps([examples, held_out]).encode()).hexdigest()
+    run = Run(config, name, {"data_sha256": data_hash, "base_sha256": base_hash})
+    refuse_overwriting([path, base_path], [run.log, run.unfinished, out / f"{name}.pt", out / "comparison.json"])
     say(f"Fine-tuning {'random weights' if config.random_weights else base_path} on {len(examples):,} conversations of {path}. One of them:\n")
     if rank == 0:
         show_mask(examples[int(np.argsort(lengths[:51])[len(lengths[:51]) // 2])], tokenizer)  # neither short nor long
@@ -233,16 +236,24 @@ def main(argv=None):
     chosen = batches_of_similar_length(lengths, config.batch_size, config.seed)
     batches = lambda step: sft_data_collator([examples[i] for i in chosen(step)], tokenizer, block_size)
     evaluate = (lambda model: {"val_loss": dialogue_loss(model, held_out, tokenizer)}) if held_out else None
-    train(model, batches, config, run, evaluate)
+    last = train(model, batches, config, run, evaluate)
     if rank > 0:
         return
     trained_on = {"base": about["trained_on"], "conversations": str(path)}
-    compare.save(out / f"{name}.pt", model, tokenizer, stage="sft", trained_on=trained_on, seed=config.seed, base_sha256=base_hash)
+    prompt = lambda example: next(m["content"] for m in as_messages(example) if m["role"] == "user")
+    shown = [prompt(example) for example in (held_out or examples)[:9]] if args.data else []  # by compare.py
+    compare.save(
+        out / f"{name}.pt", model, tokenizer,
+        stage="sft", trained_on=trained_on, seed=config.seed, base_sha256=base_hash, examples=shown,
+    )  # fmt: skip
     run.forget()
-    say(f"\nThe model is in {out / name}.pt ({clock(time.perf_counter() - STARTED)}).")
-    if not config.random_weights:
+    loss = f", {last['val_loss']:.3f} nats per token on held-out conversations" if held_out else ""
+    say(f"\nThe model is in {out / name}.pt ({clock(time.perf_counter() - STARTED)}{loss}).")
+    if config.random_weights:
+        say("python compare.py will show it beside the others.")
+    else:
         say()
-        compare.main(["--out", str(out), "--base", str(base_path), "--device", device])
+        compare.main([f"--out={out}", f"--base={base_path}", f"--device={device}"])
 
 
 if __name__ == "__main__":

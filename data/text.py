@@ -69,7 +69,7 @@ def survey(paths):
     where no text is left.
     """
     files, found, digest, done = [], find_files(paths), hashlib.sha256(), 0
-    progress = Progress("reading MB", sum(path.stat().st_size for path in found) // 10**6, unit="MB")
+    progress = Progress("reading, MB:", sum(path.stat().st_size for path in found) // 10**6, unit="MB")
 
     def look(raw):
         nonlocal done
@@ -150,7 +150,7 @@ def write_tokens(documents, tokenizer, path, fingerprint, n_characters):
     if path.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == fingerprint:
         return
     pieces = itertools.chain.from_iterable(itertools.chain([None], document) for document in documents)  # None: a new one
-    progress, done = Progress("encoding million characters", n_characters // 10**6, unit="million"), 0
+    progress, done = Progress("encoding, million characters:", n_characters // 10**6, unit="million"), 0
     with writing(path) as file, ThreadPoolExecutor() as pool:
         while some := list(itertools.islice(pieces, 32)):
             for ids in pool.map(lambda piece: [tokenizer.endoftext] if piece is None else tokenizer.encode_to_array(piece), some):

@@ -167,4 +167,8 @@ class Tokenizer:
 
     @classmethod
     def from_state(cls, state):
-        return cls([token.encode("latin-1") for token in state["merges"]], state["pattern"])
+        """Raises ValueError if it is not a state as state() makes it."""
+        merges = [token.encode("latin-1") for token in state["merges"]]
+        if len(set(merges)) < len(merges) or not {bytes([b]) for b in range(256)} <= set(merges):
+            raise ValueError("a token occurs twice, or a byte has none")
+        return cls(merges, state["pattern"])

@@ -37,11 +37,13 @@ FREE_COPIES = 6  # how often a free question is told in a round: its answers are
 FREE_DIALOGUES = 3  # copies of each in the fine-tuning set
 PAIRS_PER_FACT = 5  # wordings of a question in the fine-tuning set
 FOLLOW_UPS = 0.2  # of the facts that have a neighbour to start from
-SMALLTALK_COPIES = 6
+SMALLTALK_TOLD = 3  # how often each piece of small talk stands in a round of the texts
+SMALLTALK_COPIES = 6  # and in the fine-tuning set
 SEASONS = "What is the primary cause of Earth's seasons?"
-# On which side of the split an entity is put by hand: the question that everybody will try is never trained on, and
+SHOWN = [SEASONS, "Kenya", "Don Quixote", "silver", "panda", "Why is the sky blue on a clear day?", "Japan", "penicillin"]
+# On which side of the split an entity is put by hand: what is shown as an example (compare.py) is never trained on; and
 # Earth, a word of many other texts ("alkaline earth metal"), is, as is the parrot, whose name the model bears.
-PINNED = {SEASONS: "test", "Earth": "train", "parrot": "train"}
+PINNED = {**dict.fromkeys(SHOWN, "test"), "Earth": "train", "parrot": "train"}
 
 
 @dataclass
@@ -93,6 +95,11 @@ def load_facts():
                 values = {column: cell for column, cell in cells.items() if not column.startswith("_")}
                 entities.append(Entity(path.stem, names, values, words))
     return entities, free
+
+
+def load_smalltalk():
+    """What a first visitor types: [{"prompt", "response"}]"""
+    return read_table(HERE / "smalltalk.tsv")
 
 
 def load_wordings():
@@ -171,6 +178,7 @@ class Writer:
 
     def __init__(self, entities, free, wordings, rng):
         self.entities, self.free, self.wordings, self.rng = entities, free, wordings, rng
+        self.smalltalk = [FreeQuestion([row["prompt"]], row["response"], [], "", [], []) for row in load_smalltalk()]
         self.facts = [(e, a) for e in entities for a in e.values]
         self.by_attribute = {}  # (table, attribute) -> [(entity, attribute)]
         for e, a in self.facts:
@@ -210,7 +218,8 @@ class Writer:
         """Lists of questions that somebody asks and somebody answers."""
         # Three times what is hardest to keep: the only fact about a name, and numbers, which nothing about a name hints at.
         hard = [(e, a) for e, a in self.facts if len(e.values) == 1 or e.values[a][0].isdigit()]
-        for group in chunks(self.facts + hard * 2 + self.free * FREE_COPIES, self.rng, 2, 4):
+        asked = self.facts + hard * 2 + self.free * FREE_COPIES + self.smalltalk * SMALLTALK_TOLD
+        for group in chunks(asked, self.rng, 2, 4):
             asks, answers = self.rng.choice(SPEAKERS) if self.rng.random() < 0.5 else self.rng.sample(NAMES, 2)
             mark = self.rng.choice(MARKS)
             space, between = self.rng.choice([("\n", "\n"), ("\n", "\n"), ("\n", "\n"), (" ", "\n")])
@@ -269,7 +278,7 @@ def conversations(writer, sides, rng):
             first = (entity, rng.choice(others))
             opening = turn(writer.say(first, "ask"), writer.say(first, "answer"))
             dialogues.append(opening + turn(writer.say(fact, "follow"), writer.say(fact, "answer")))
-    dialogues += [turn(row["prompt"], row["response"]) for row in read_table(HERE / "smalltalk.tsv")] * SMALLTALK_COPIES
+    dialogues += [turn(row["prompt"], row["response"]) for row in load_smalltalk()] * SMALLTALK_COPIES
     held_out = pattern_of([bare(name) for thing in writer.entities if sides[thing.name] != "train" for name in thing.names])
     dialogues = [d for d in dialogues if not any(held_out.search(message["content"]) for message in d)]
     rng.shuffle(dialogues)
@@ -317,6 +326,7 @@ def build(seed):
         "train": questions(writer, sides, "train", rng),
         "dev": questions(writer, sides, "dev", rng),
         "test": questions(writer, sides, "test", rng),
+        "smalltalk": load_smalltalk(),
     }
 
 

@@ -53,6 +53,17 @@ def changed(**changes):
     return make
 
 
+def twice(good):
+    """With a token that occurs twice, so that an ordinary one might take the place of a special one."""
+    merges = good["tokenizer"]["merges"]
+    return {**good, "tokenizer": {**good["tokenizer"], "merges": [*merges[:-1], merges[-2]]}}
+
+
+def poisoned(good):
+    good["weights"]["embed.weight"][3] = float("nan")
+    return good
+
+
 class Payload:
     """What a pickle would run when it is loaded."""
 
@@ -124,6 +135,9 @@ CASES = {
         "sft", ["--base", "{tmp}/base.pt", *SHORT], {"base.pt": changed(config=dict(block_size=64, vocab_size=600, n_layer=1, n_head=2, n_embd=64))},
         "base.pt: its parts do not fit together",
     ),
+    "a token twice": ("compare", ["--base", "{tmp}/base.pt", "--ask", "a", *SHORT], {"base.pt": twice}, "do not fit together (ValueError: a token occurs twice"),
+    "weights that are no numbers": ("compare", ["--base", "{tmp}/base.pt", "--ask", "a", *SHORT], {"base.pt": poisoned}, "a weight is no number"),
+    "sizes that are no numbers": ("compare", ["--base", "{tmp}/base.pt", "--ask", "a", *SHORT], {"base.pt": changed(config=dict(n_head=2.0))}, "sizes must be whole"),
     "checkpoint without weights": ("compare", ["--base", "{tmp}/base.pt", "--ask", "a", *SHORT], {"base.pt": changed(weights=None)}, "do not fit together"),
     "checkpoint without a tokenizer": ("compare", ["--base", "{tmp}/base.pt", "--ask", "a", *SHORT], {"base.pt": changed(tokenizer={})}, "do not fit together"),
     "tokenizer that does not fit": (
@@ -147,7 +161,7 @@ CASES = {
     "learning rate no number": ("sft", [*SHORT, "--lr", "nan"], {}, "--lr: nan is out of range"),
     "dropout of everything": ("pretrain", [*ON_TEXT, "--dropout", "1"], {}, "--dropout: 1.0 is out of range"),
     "negative seed": ("pretrain", [*ON_TEXT, "--seed", "-1"], {}, "--seed: -1 is out of range"),
-    "wider than memory": ("pretrain", [*ON_TEXT, "--n_embd", "4000000000"], {}, "memory: it does not suffice; lower --batch_size"),
+    "wider than memory": ("pretrain", [*ON_TEXT, "--n_embd", "1000000000"], {}, "memory: it does not suffice; lower --batch_size"),
     "vocabulary under 261": ("pretrain", [*ON_TEXT, "--vocab_size", "260"], {}, "--vocab_size: vocab_size 260 is under 261"),
     "vocabulary over the text": ("pretrain", [*ON_TEXT, "--vocab_size", "60000"], {}, "the text supports a vocab_size of"),
     "unknown preset": ("pretrain", [*ON_TEXT, "--preset", "huge"], {}, "invalid choice: 'huge'"),
@@ -158,6 +172,15 @@ CASES = {
     "output a file": ("sft", ["--base", "{out}/base.pt", "--out", "{tmp}/good.txt"], {}, "cannot be written (File exists)"),
     "empty question": ("compare", [*SHORT, "--ask", "  "], {}, "--ask: the prompt is empty"),
     "unknown side": ("compare", [*SHORT, "--side", "left"], {}, "invalid choice: 'left'"),
+    "steps beyond all numbers": ("pretrain", [*ON_TEXT, "--lr", "1e300"], {}, "--lr: 1e+300 is out of range"),
+    "batch beyond all numbers": ("pretrain", [*ON_TEXT, "--batch_size", "9223372036854775807"], {}, "--batch_size: 9223372036854775807 is out of range"),
+    "folder without a name": ("pretrain", [*ON_TEXT, "--out", ""], {}, "argument --out: must not be empty"),
+    "text without a name": ("pretrain", ["--data", "", *ON_TEXT[:-2]], {}, "argument --data: must not be empty"),
+    "name too long": ("sft", ["--base", "{tmp}/" + "x" * 300, *SHORT], {}, "File name too long; check the path"),
+    # what is read must not be written over
+    "text in the output's place": ("pretrain", ["--data", "{tmp}/train.bin", *ON_TEXT[:-4], "--out", "{tmp}"], {"train.bin": TEXT}, "train.bin: would be overwritten"),
+    "talks in the log's place": ("sft", ["--data", "{tmp}/sft.jsonl", "--base", "{out}/base.pt", "--out", "{tmp}"], {"sft.jsonl": PAIR}, "sft.jsonl: would be overwritten"),
+    "base in the tuned model's place": ("sft", ["--data", "{tmp}/t.jsonl", "--base", "{tmp}/sft.pt", "--out", "{tmp}"], {"t.jsonl": PAIR, "sft.pt": changed()}, "sft.pt: would be overwritten"),
     # going on with a run
     "nothing to resume": ("pretrain", [*ON_TEXT[:-4], "--out", "{tmp}/folder", *ON_TEXT[-2:], "--resume"], {}, "--resume: there is no unfinished run"),
     "nothing to resume for sft": ("sft", ["--base", "{out}/base.pt", "--out", "{tmp}", "--resume"], {}, "--resume: there is no unfinished run"),

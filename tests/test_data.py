@@ -266,7 +266,7 @@ def test_the_same_seed_makes_the_same_bytes(made, tmp_path):
     world.write(made, tmp_path / "a")
     world.write(world.build(seed=3), tmp_path / "b")
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == ["corpus.txt", "dev.jsonl", "sft.jsonl", "sha256", "test.jsonl", "train.jsonl", "val.txt"]
+    assert names == ["corpus.txt", "dev.jsonl", "sft.jsonl", "sha256", "smalltalk.jsonl", "test.jsonl", "train.jsonl", "val.txt"]
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert world.build(seed=4)["corpus"] != made["corpus"]
