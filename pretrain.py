@@ -4,6 +4,7 @@ Stage 1: a network that continues text. It reads plain text, learns to predict e
     python pretrain.py                       # the embedded world: facts, told and quizzed, from data/world.py
     python pretrain.py --data my.txt notes/  # your own UTF-8 text, files or folders
     torchrun --nproc_per_node=2 pretrain.py  # on two processes, or GPUs
+    python pretrain.py --resume              # goes on with a run that was stopped
 
 Writes out/base.pt (the model), out/pretrain.jsonl (what was logged), out/train.bin and out/val.bin (token ids) and, for the
 embedded world, out/world (its texts and questions). The loop is train(), and fine-tuning (sft.py) runs the very same
@@ -25,7 +26,6 @@ import json
 import math
 import os
 import signal
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -219,7 +219,8 @@ class CtrlC:
     def note(self, *_):
         self.pressed = True
         if processes()[0] == 0:
-            print(f"\nStopping within {LOG_EVERY} steps, to save. (A second Ctrl-C stops at once, and nothing is saved.)", file=sys.stderr)
+            text = f"\nStopping within {LOG_EVERY} steps, to save. (A second Ctrl-C stops at once, and nothing is saved.)\n"
+            os.write(2, text.encode())  # (a signal can come in the middle of a print, and another print then fails)
         if not dist.is_initialized():  # (torchrun hands a Ctrl-C on to processes that have had it already)
             signal.signal(signal.SIGINT, self.before)  # the second one stops at once
 

@@ -301,6 +301,7 @@ ODD = {
     "a line of ten megabytes": ("my text.txt", TEXT.encode() * (10_000_000 // len(TEXT))),
     "a word of a megabyte": ("my text.txt", b"a" * 1_000_000 + TEXT.encode()),
     "null characters": ("my text.txt", TEXT.replace(" ", "\0").encode()),
+    "control tokens": ("my text.txt", TEXT.replace("parrot", "<|endoftext|><|user|><|end|>").encode()),
     "a name with spaces": ("my own text.txt", TEXT.encode()),
     "a Korean name and text": ("한국어 글.txt", "옛날 옛적에 앵무새 한 마리가 살았다. ".encode() * 100),
     "an emoji name and text": ("🦜.txt", "🦜🦜🙂 said the parrot. ".encode() * 100),
@@ -316,7 +317,9 @@ def test_odd_but_fine_text(case, tmp_path):
         patch.setattr(compare, "text_loss", lambda *arguments: (1.0, 1.0))  # (a megabyte of validation takes its time)
         pretrain.main(["--data", str(tmp_path / name), "--out", str(tmp_path / "out"), *sizes])
     tokenizer = compare.load(tmp_path / "out" / "base.pt")[1]
-    text = "".join(tokenizer.decode(np.fromfile(tmp_path / "out" / f"{part}.bin", "<u2")[1:].tolist()) for part in ("train", "val"))
+    ids = np.concatenate([np.fromfile(tmp_path / "out" / f"{part}.bin", "<u2")[1:] for part in ("train", "val")])
+    assert (ids < tokenizer.endoftext).all()
+    text = tokenizer.decode(ids.tolist())
     assert text == content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
 
 
