@@ -273,10 +273,11 @@ def test_14_evaluation_is_without_dropout_and_on_what_was_never_trained_on(token
 
     def watch(model, batches, config, run, evaluate):
         seen["trained on"] = {row for step in range(40) for row in map(bytes, batches(step)["input_ids"].numpy().astype("<u2"))}
-        evaluate(model)
+        return {"val_loss": 0.0, **evaluate(model)}
 
     def watch_evaluation(model, examples, tokenizer):
         seen["held out"] = examples
+        return 0.0
 
     monkeypatch.setattr(sft, "train", watch)
     monkeypatch.setattr(sft, "dialogue_loss", watch_evaluation)
