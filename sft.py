@@ -217,9 +217,9 @@ def main(argv=None):
     examples, lengths = keep_what_fits(read_json(path), tokenizer, block_size, path, say)
     if args.data:  # a tenth of a seeded shuffle is held out, but for what is also in the rest
         order = np.random.default_rng(config.seed).permutation(len(examples))
-        chosen, rest = order[: len(order) // 10], sorted(order[len(order) // 10 :])
+        aside, rest = order[: len(order) // 10], sorted(order[len(order) // 10 :])
         seen = {json.dumps(examples[i], sort_keys=True) for i in rest}
-        held_out = [examples[i] for i in chosen if json.dumps(examples[i], sort_keys=True) not in seen]
+        held_out = [examples[i] for i in aside if json.dumps(examples[i], sort_keys=True) not in seen]
         examples, lengths = [examples[i] for i in rest], [lengths[i] for i in rest]
     else:  # questions about entities that fine-tuning never mentions
         path_of_dev = path.with_name("dev.jsonl")

@@ -33,8 +33,7 @@ sys.path.insert(0, str(ROOT))
 from data import Tokenizer  # noqa: E402
 from data.text import read_json, write_tokens  # noqa: E402
 from model import GPT, GPTConfig, cross_entropy  # noqa: E402
-from pretrain import PretrainConfig, precision, take_step  # noqa: E402
-from pretrain import make_optimizers  # noqa: E402
+from pretrain import PretrainConfig, make_optimizers, precision, take_step  # noqa: E402
 from sft import SFTConfig, batches_of_similar_length, dialogue_loss, encode, sft_data_collator  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

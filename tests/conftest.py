@@ -22,18 +22,14 @@ def few_facts():
     return countries, []
 
 
-def make_small(patch):
-    patch.setattr(world, "load_facts", few_facts)
-    patch.setattr(world, "PINNED", {})
-    patch.setattr(world, "QUIZ_SHARE", 0.6)  # of so few facts, a larger share must be quizzed for it to be seen
-
-
 @pytest.fixture(scope="session")
 def small_world(tmp_path_factory):
     """The output folder of a small run of both stages, long enough for the tuned model to answer."""
     out = tmp_path_factory.mktemp("small") / "out with spaces"
     with pytest.MonkeyPatch.context() as patch:
-        make_small(patch)
+        patch.setattr(world, "load_facts", few_facts)
+        patch.setattr(world, "PINNED", {})
+        patch.setattr(world, "QUIZ_SHARE", 0.6)  # of so few facts, a larger share must be quizzed for it to be seen
         pretrain.main(["--out", str(out), "--device", "cpu", *SIZES, "--max_steps", "500", "--eval_every", "250"])
         sft.main(["--out", str(out), "--device", "cpu", "--max_steps", "150"])
     return out

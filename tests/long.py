@@ -35,9 +35,9 @@ def log_rows(path):
 def run_and_kill(stage, arguments, made, kills, seed):
     """Run a stage in a process that saves after every row of its log, kill it so often, go on with --resume, and let it end.
 
-    made: the file that it writes when it is done. Every third kill hits the start of the process, when it reads what was
-    saved; the others come when it has logged some more rows, half of these while a checkpoint is being written. Returns
-    what was going on at each kill. Raises RuntimeError if the stage failed, or was done before all kills.
+    made: the file that it writes when it is done. Every third kill comes at a random moment of the first three seconds, when the
+    process starts and reads what was saved; the others when it has logged some more rows, half of these while a checkpoint is
+    being written. Returns what was going on at each kill. Raises RuntimeError if the stage failed, or was done before all kills.
     """
     rng, happened, out = random.Random(seed), [], made.parent
     unfinished, log = out / f"{stage}.resume.pt", out / f"{stage}.jsonl"
@@ -45,37 +45,37 @@ def run_and_kill(stage, arguments, made, kills, seed):
     n_rows = lambda: log.read_bytes().count(b"\n") if log.exists() else 0
     steps = int(arguments[arguments.index("--max_steps") + 1])
     goals = sorted(rng.sample(range(1, steps // 10 - 2), kills))  # rows of the log
-    for goal in [*goals, None]:
+    for i, goal in enumerate([*goals, None]):
         stale = aside.stat().st_mtime_ns if aside.exists() else None  # left by the last kill
         saving = lambda: aside.exists() and aside.stat().st_mtime_ns != stale
         run = [sys.executable, "-c", SAVING_OFTEN.format(stage=stage), *arguments, *(["--resume"] if unfinished.exists() else [])]
         process = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        if goal is not None and len(happened) % 3 == 2:
-            time.sleep(rng.uniform(0.0, 3.0))
-        elif goal is not None:
-            while process.poll() is None and not (n_rows() >= goal and (len(happened) % 3 or saving())):
+        if goal is not None:
+            early, until_saving = i % 3 == 2, i % 3 == 0
+            deadline = time.perf_counter() + (rng.uniform(0.0, 3.0) if early else 600.0)
+            while process.poll() is None and time.perf_counter() < deadline and not (n_rows() >= goal and (not until_saving or saving())):
                 time.sleep(0.0005)
-        if goal is not None and process.poll() is None:
-            process.kill()
-            process.wait()
-            happened.append("while saving" if saving() else "starting" if len(happened) % 3 == 2 else "training")
-            continue
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+                happened.append("while saving" if saving() else "in the first seconds" if early else "training")
+                continue
         errors = process.communicate()[1].decode()
         if process.returncode or goal is not None:
             raise RuntimeError(f"after {len(happened)} kills: {errors}")
     return happened
 
 
-def anonymous_memory(pid="self"):
+def anonymous_memory(pid):
     """Bytes of memory that belong to a process alone and are backed by no file (Linux)."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     return int(next(line for line in status.splitlines() if line.startswith("RssAnon")).split()[1]) * 1024
 
 
 def run_and_watch(arguments):
-    """Run pretrain.py. Returns (seconds, most anonymous memory in bytes, memory at each row of its log, the log)."""
+    """Run pretrain.py. Returns (most anonymous memory in bytes, memory at each row of its log, the log)."""
     out = Path(arguments[arguments.index("--out") + 1])
-    log, start, most, at_row = out / "pretrain.jsonl", time.perf_counter(), 0, {}
+    log, most, at_row = out / "pretrain.jsonl", 0, {}
     log.unlink(missing_ok=True)
     process = subprocess.Popen([sys.executable, str(ROOT / "pretrain.py"), *arguments], stdout=subprocess.DEVNULL)
     while process.poll() is None:
@@ -89,14 +89,14 @@ def run_and_watch(arguments):
         time.sleep(0.01)
     if process.wait():
         raise RuntimeError(f"pretrain.py ended with {process.returncode}")
-    return time.perf_counter() - start, most, at_row, [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    return most, at_row, [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
 
 
-def kills(folder, steps=(700, 250)):
+def kills(folder):
     import pretrain
     import sft
 
-    for stage, main, name, n in (("pretrain", pretrain.main, "base.pt", steps[0]), ("sft", sft.main, "sft.pt", steps[1])):
+    for stage, main, name, n in (("pretrain", pretrain.main, "base.pt", 700), ("sft", sft.main, "sft.pt", 250)):
         arguments = ["--max_steps", str(n)] + (["--base", str(folder / "a" / "base.pt")] if stage == "sft" else [])
         main([*arguments, "--out", str(folder / "a")])
         happened = run_and_kill(stage, [*arguments, "--out", str(folder / "b")], folder / "b" / name, kills=20, seed=1)
@@ -125,7 +125,7 @@ def corpus(folder):
         some_text(path, megabytes * 10**6)
         arguments = ["--data", str(path), "--out", str(out), *sizes]
         for what in ("first", "again"):
-            seconds, most, _, log = run_and_watch(arguments)
+            most, _, log = run_and_watch(arguments)
             start = log[0]["seconds"] - log[0]["tokens"] / log[0]["tokens_per_s"]
             rate = sorted(row["tokens_per_s"] for row in log)[len(log) // 2]
             print(f"{megabytes:5} MB, {what}: {start:6.1f} s to the first step, {rate:,} tokens/s, at most {most / 1e9:.2f} GB of memory", flush=True)
@@ -134,7 +134,7 @@ def corpus(folder):
 def memory(folder):
     some_text(folder / "text.txt", 10**6)
     sizes = "--n_layer 2 --n_embd 64 --block_size 64 --batch_size 8 --vocab_size 512 --max_steps 2000 --eval_every 5000".split()
-    _, most, at_row, _ = run_and_watch(["--data", str(folder / "text.txt"), "--out", str(folder / "out"), *sizes])
+    _, at_row, _ = run_and_watch(["--data", str(folder / "text.txt"), "--out", str(folder / "out"), *sizes])
     early, late = (next(now for row, now in sorted(at_row.items()) if row >= n) for n in (20, 199))
     print(f"after 200 steps {early / 1e6:.1f} MB, after 1,990 {late / 1e6:.1f} MB: {100 * (late / early - 1):+.1f}%")
 

@@ -132,10 +132,14 @@ def test_ctrl_c_and_going_on_with_two_processes(tmp_path):
     log = tmp_path / "b" / "pretrain.jsonl"
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "pretrain.py"), *arguments]
     process = subprocess.Popen([*run, "--out", str(tmp_path / "b")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8")
-    while process.poll() is None and not (log.exists() and log.read_bytes()):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    assert "The same command with --resume goes on from here." in process.communicate(timeout=120)[0]
+    try:
+        deadline = time.perf_counter() + 120
+        while process.poll() is None and time.perf_counter() < deadline and not (log.exists() and log.read_bytes()):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert "The same command with --resume goes on from here." in process.communicate(timeout=120)[0]
+    finally:
+        process.kill()
     assert not (tmp_path / "b" / "base.pt").exists()
     torchrun("pretrain.py", [*arguments, "--out", str(tmp_path / "b"), "--resume"])
     a, b = final_weights(tmp_path / "a" / "base.pt"), final_weights(tmp_path / "b" / "base.pt")
