@@ -140,35 +140,32 @@ class CrossEntropy(torch.autograd.Function):
     """-log softmax(logits)[target] for every row, and its derivative, softmax(logits) - onehot(target).
 
     logits: (N, V); targets: (N,) int64, each from 0 to V - 1. Gives (N,) float32.
-    Works through a slice of rows at a time, so that only a slice is ever held in float32.
+    Works through a slice of rows at a time, so that only a slice is ever held in float32. The derivative is worked out on the
+    way forward, while e^logits is at hand: to come back for it later would cost as much again.
     """
 
     SLICE = 512  # rows
 
     @staticmethod
     def forward(ctx, logits, targets):
-        losses = torch.empty(len(targets), dtype=torch.float32, device=logits.device)
-        largest, log_sums = torch.empty_like(losses), torch.empty_like(losses)
+        targets = targets[:, None]
+        largest = logits.amax(dim=-1, keepdim=True).float()
+        sums = torch.empty_like(largest)
+        grad = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         for i in range(0, len(targets), CrossEntropy.SLICE):
             rows = slice(i, i + CrossEntropy.SLICE)
-            z = logits[rows].float()
-            largest[rows] = z.amax(dim=-1)
-            z = z - largest[rows, None]  # softmax does not change, and e^z cannot overflow
-            log_sums[rows] = z.exp().sum(dim=-1).log()
-            losses[rows] = log_sums[rows] - z.gather(1, targets[rows, None]).squeeze(1)
-        ctx.save_for_backward(logits, targets, largest, log_sums)
-        return losses
+            e = (logits[rows] - largest[rows]).exp_()  # softmax does not change, and e^z cannot overflow
+            sums[rows] = e.sum(dim=-1, keepdim=True)
+            if grad is not None:
+                e.scatter_add_(1, targets[rows], -sums[rows])
+                torch.div(e, sums[rows], out=grad[rows])  # softmax, minus one at the target
+        ctx.save_for_backward(grad)
+        return (sums.log() + (largest - logits.gather(1, targets))).squeeze(1)
 
     @staticmethod
     def backward(ctx, grad_losses):
-        logits, targets, largest, log_sums = ctx.saved_tensors
-        grad = torch.empty_like(logits)
-        for i in range(0, len(targets), CrossEntropy.SLICE):
-            rows = slice(i, i + CrossEntropy.SLICE)
-            p = (logits[rows].float() - largest[rows, None]).sub_(log_sums[rows, None]).exp_()  # softmax
-            p.scatter_add_(1, targets[rows, None], p.new_full((len(p), 1), -1.0))  # minus one at the target
-            grad[rows] = p.mul_(grad_losses[rows, None])
-        return grad, None
+        (grad,) = ctx.saved_tensors
+        return grad * grad_losses[:, None].type_as(grad), None
 
 
 def cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="mean"):

@@ -204,7 +204,7 @@ def train(folder):
 
     def their_step():  # as its train.py does it
         with torch.autocast(DEVICE, dtype=dtype, enabled=DEVICE == "cuda" and dtype == torch.bfloat16):
-            _, loss = theirs(ids[:, :T].to(DEVICE), ids[:, 1:].to(DEVICE))
+            _, loss = theirs(ids[:, :T].contiguous().to(DEVICE), ids[:, 1:].contiguous().to(DEVICE))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
         adamw.step()
