@@ -34,12 +34,12 @@ class SFTConfig(TrainConfig):
     base: str = setting("", "the checkpoint to start from (default: base.pt in the output folder)")
     random_weights: bool = setting(False, "start from random weights instead, as a control; writes random.pt")
     batch_size: int = setting(32, "conversations of one optimizer step, over all processes")
-    max_steps: int = setting(250, "optimizer steps")
+    max_steps: int = setting(150, "optimizer steps")
     # Small steps: at larger rates the model learns its conversations by heart and forgets what it could have said of others.
     lr: float = setting(0.001, "learning rate of the matrices inside the blocks (Muon)")
     embed_lr: float = setting(0.01, "learning rate of the special tokens' rows of the embedding (AdamW)")
     cooldown: float = setting(0.8, "share of the steps, the last ones, in which the learning rates fall to zero")
-    eval_every: int = setting(100, "steps between measurements of the validation loss")
+    eval_every: int = setting(50, "steps between measurements of the validation loss")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -129,10 +129,7 @@ class Tokenizer:
     def named(cls, name):
         """One of tiktoken's own encodings, "gpt2" say, plus our special tokens. The first use downloads it."""
         encoding = tiktoken.get_encoding(name)
-        merges = [b""] * len(encoding._mergeable_ranks)
-        for token, rank in encoding._mergeable_ranks.items():
-            merges[rank] = token
-        return cls(merges, encoding._pat_str)
+        return cls(sorted(encoding._mergeable_ranks, key=encoding._mergeable_ranks.get), encoding._pat_str)
 
     def encode(self, text):
         """Ordinary text to ids: "<|end|>" typed by a user becomes several ordinary tokens. Returns a list of int."""

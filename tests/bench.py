@@ -1,23 +1,24 @@
 """
-How fast. Each figure is a ratio of two things that are measured in turn, in one run, on one machine; medians.
+How fast: our way beside plain PyTorch's, each pair measured in turn in one run; medians, as a table of ratios.
 
-    python tests/bench.py loss                        # the hand-written cross-entropy beside torch's, time and memory
-    python tests/bench.py generate                    # with the cache beside recomputing; many prompts at once beside one by one
-    python tests/bench.py tokens TEXT                 # encoding 100 MB beside tiktoken's own batches; learning merges
-    python tests/bench.py talks CONVERSATIONS         # fine-tuning beside the straightforward way
-    python tests/bench.py train NANOGPT               # training tokens/s beside nanoGPT's model, and the machine's rate
-    python tests/bench.py shakespeare NANOGPT TEXT    # the time to nanoGPT's final loss, and where a default run ends
+    python tests/bench.py                                 # everything, in under five minutes on two cores
+    python tests/bench.py training loss                   # some of it
+    python tests/bench.py fine_tuning --data talks.jsonl  # on conversations of your own
 
-NANOGPT is a copy of github.com/karpathy/nanoGPT; TEXT its tiny shakespeare; CONVERSATIONS a file that sft.py reads.
+training     the network, the loss and Muon beside a GPT-2-like model with F.cross_entropy and AdamW in float32
+fine_tuning  similar lengths together, supervised positions projected, beside random order and every position projected
+loss         the hand-written cross-entropy beside F.cross_entropy, time and memory
+generation   with the cache beside recomputing; many prompts at once beside one after the other
+tokenizing   encoding text to a file beside tiktoken's own encode_ordinary_batch
 """
 
-import importlib.util
+import argparse
 import json
+import multiprocessing
 import os
-import pickle
+import platform
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,26 +26,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from data import Tokenizer  # noqa: E402
+from compare import pick_device  # noqa: E402
+from data import Tokenizer, world  # noqa: E402
 from data.text import read_json, write_tokens  # noqa: E402
-from model import GPT, GPTConfig, cross_entropy  # noqa: E402
+from model import GPT, IGNORE_INDEX, GPTConfig, cross_entropy  # noqa: E402
 from pretrain import PretrainConfig, make_optimizers, precision, take_step  # noqa: E402
 from sft import SFTConfig, batches_of_similar_length, dialogue_loss, encode, sft_data_collator  # noqa: E402
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def wait():
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
+DEVICE = pick_device("auto")
 
 
 def seconds(function):
+    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(DEVICE, lambda: None)
     wait()
     start = time.perf_counter()
     function()
@@ -53,131 +51,40 @@ def seconds(function):
 
 
 def in_turn(a, b, rounds):
-    """The median seconds of two functions that are called in turn, after once each for warming up."""
-    a(), b()
+    """The median seconds of two functions that are called in turn, after twice each for warming up."""
+    for _ in range(2):
+        a(), b()
     times = [(seconds(a), seconds(b)) for _ in range(rounds)]
     return [statistics.median(column) for column in zip(*times)]
 
 
-def peak_memory(function):
-    """How many bytes more a process of its own needs at most while it calls the function (not on Windows)."""
-    read, write = os.pipe()
-    if os.fork() == 0:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        function()
-        os.write(write, str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before).encode())
-        os._exit(0)
-    os.wait()
-    return int(os.read(read, 100)) * (1 if sys.platform == "darwin" else 1024)
+def show(what, ours, theirs, unit, higher_is_better):
+    ratio = ours / theirs
+    digits = 0 if max(ours, theirs) >= 100 else 1
+    print(f"{what:44}{ours:>10,.{digits}f}{theirs:>10,.{digits}f}  {unit:22}{ratio:5.2f}{'' if higher_is_better else '  (less is better)'}", flush=True)
 
 
-def loss():
-    for N, V in ((4096, 1024), (2048, 50257)):
-        logits = torch.randn(N, V, device=DEVICE, requires_grad=True)
-        targets = torch.randint(V, (N,), device=DEVICE)
-
-        def both_ways(function):
-            logits.grad = None
-            function(logits, targets).backward()
-
-        ours, theirs = in_turn(lambda: both_ways(cross_entropy), lambda: both_ways(F.cross_entropy), 15)
-        line = f"({N}, {V}): {1000 * ours:.1f} ms, torch's {1000 * theirs:.1f} ms, ratio {ours / theirs:.2f}"
-        if DEVICE == "cpu":
-            torch.set_num_threads(1)  # (a child of fork has one thread)
-            logits.grad = None
-            memory = [peak_memory(lambda: both_ways(function)) for function in (cross_entropy, F.cross_entropy)]
-            torch.set_num_threads(os.cpu_count())
-            line += f"; memory {memory[0] / 1e6:.0f} MB, torch's {memory[1] / 1e6:.0f} MB"
-        print(line, flush=True)
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-@torch.inference_mode()
-def recompute(model, prompt, n):
-    """Generation without a cache, for comparison."""
-    ids = torch.tensor([prompt], device=DEVICE)
-    for _ in range(n):
-        ids = torch.cat((ids, model(ids)[0][:, -1].argmax(dim=-1, keepdim=True)), dim=1)
+class GPT2(nn.Module):
+    """What one would write with torch's own pieces: learned positions, LayerNorm, GELU, F.cross_entropy."""
 
+    def __init__(self, config):
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(config.vocab_size, config.n_embd), nn.Embedding(config.block_size, config.n_embd)
+        layer = lambda: nn.TransformerEncoderLayer(config.n_embd, config.n_head, 4 * config.n_embd, 0.0, F.gelu, batch_first=True, norm_first=True, bias=False)
+        self.blocks = nn.ModuleList(layer() for _ in range(config.n_layer))
+        self.ln_f, self.lm_head = nn.LayerNorm(config.n_embd, bias=False), nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head.weight = self.wte.weight
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(config.block_size), persistent=False)
 
-def generate():
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(block_size=512, vocab_size=1024, n_layer=4, n_head=4, n_embd=192)).to(DEVICE).eval()
-    cached, plain = in_turn(lambda: model.generate([[1]], 511, temperature=0), lambda: recompute(model, [1], 511), 3)
-    print(f"one prompt, 511 tokens: {511 / cached:,.0f} tokens/s, recomputing {511 / plain:,.0f}, ratio {plain / cached:.1f}", flush=True)
-    prompts = [torch.randint(1024, (8 + i,)).tolist() for i in range(64)]
-    together, alone = in_turn(lambda: model.generate(prompts, 64, temperature=0), lambda: [model.generate([p], 64, temperature=0) for p in prompts], 3)
-    n = 64 * len(prompts)
-    print(f"64 prompts of 8 to 71 tokens: {n / together:,.0f} tokens/s, one by one {n / alone:,.0f}, ratio {alone / together:.1f}")
-
-
-def tokens(path):
-    text = Path(path).read_text(encoding="utf-8")
-    text *= 100_000_000 // len(text.encode()) + 1
-    start = time.perf_counter()
-    tokenizer = Tokenizer.train([text], 1024)
-    print(f"1,024 tokens learned from {len(text) / 1e6:.0f} million characters in {time.perf_counter() - start:.1f} s", flush=True)
-    pieces = [text[i : i + 2**20] for i in range(0, len(text), 2**20)]
-    with tempfile.TemporaryDirectory() as folder:
-        calls = iter(range(1000))
-        ours, theirs = in_turn(
-            lambda: write_tokens([pieces], tokenizer, Path(folder) / "tokens.bin", str(next(calls)), len(text)),
-            lambda: tokenizer.encoding.encode_ordinary_batch(pieces, num_threads=os.cpu_count()),
-            3,
-        )
-    n = len(text) / 1e6
-    print(f"encoded and written: {n / ours:.1f} million characters/s; encode_ordinary_batch {n / theirs:.1f}; ratio {theirs / ours:.2f}")
-
-
-def talks(path):
-    """An epoch over the conversations, from the same weights, in both ways."""
-    examples = [example for _, example in read_json(path)]
-    tokenizer = Tokenizer.train([json.dumps(example, ensure_ascii=False) for example in examples], 1024)
-    examples = [example for example in examples if encode(example, tokenizer, 512)]
-    held_out, examples = examples[: len(examples) // 10], examples[len(examples) // 10 :]
-    lengths = [len(encode(example, tokenizer)[0]) for example in examples]
-    steps = -(-len(examples) // 32)
-    config = SFTConfig(max_steps=steps, lr=0.02, embed_lr=0.01)
-    similar, order = batches_of_similar_length(lengths, 32, 1), np.random.default_rng(1).permutation(len(examples))
-
-    def all_logits(model):
-        """The straightforward way: a logit for every position and token, and most of them thrown away."""
-
-        def forward(input_ids, labels):
-            logits = model.head(model.hidden(input_ids)[:, :-1]).flatten(0, 1)
-            targets = labels[:, 1:].flatten()
-            counts = targets != -100
-            return logits[: int(counts.sum())], F.cross_entropy(logits.float(), targets)
-
-        forward.parameters = model.parameters
-        return forward
-
-    def fine_tune(chosen, wrap):
-        torch.manual_seed(0)
-        model = GPT(GPTConfig(block_size=512, vocab_size=tokenizer.n_vocab, n_layer=4, n_head=2, n_embd=128)).to(DEVICE)
-        optimizers, padded, total = make_optimizers(model, config), 0, 0
-        for step in range(steps):
-            batch = sft_data_collator([examples[i] for i in chosen(step)], tokenizer, 512)
-            padded, total = padded + int((batch["input_ids"] == tokenizer.pad).sum()), total + batch["input_ids"].numel()
-            take_step(wrap(model), optimizers, batch, step, config, precision(DEVICE))
-        return dialogue_loss(model, held_out, tokenizer), padded / total
-
-    ways = {"ours": (similar, lambda model: model), "straightforward": (lambda step: order[32 * step : 32 * step + 32], all_logits)}
-    results, times = {}, {name: [] for name in ways}
-    for _ in range(3):
-        for name, way in ways.items():
-            times[name].append(seconds(lambda: results.update({name: fine_tune(*way)})))
-    rates = {name: len(examples) / statistics.median(t) for name, t in times.items()}
-    for name, (val_loss, padding) in results.items():
-        print(f"{name}: {rates[name]:.1f} examples/s, {100 * padding:.1f}% padding, validation loss {val_loss:.3f}")
-    print(f"ratio {rates['ours'] / rates['straightforward']:.2f}")
-
-
-def nanogpt_model(folder):
-    spec = importlib.util.spec_from_file_location("nanogpt_model", Path(folder) / "model.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["nanogpt_model"] = module
-    spec.loader.exec_module(module)
-    return module
+    def forward(self, input_ids, labels):
+        x = self.wte(input_ids) + self.wpe.weight
+        for block in self.blocks:
+            x = block(x, src_mask=self.mask, is_causal=True)
+        logits = self.lm_head(self.ln_f(x[:, :-1]))
+        return logits, F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX)
 
 
 def matrix_rate(dtype):
@@ -190,65 +97,166 @@ def matrix_rate(dtype):
     return best
 
 
-def train(folder):
-    B, T, V, layers, heads, width = 32, 128, 1024, 4, 4, 192
+def training():
+    B, T = 32, 128
+    shape, config, dtype = GPTConfig(T, 1024, n_layer=4, n_head=4, n_embd=192), PretrainConfig(max_steps=1000), precision(DEVICE)
     torch.manual_seed(0)
-    ids = torch.randint(V, (B, T + 1))
-    batch = {"input_ids": ids[:, :T], "labels": ids[:, :T]}
-    config, dtype = PretrainConfig(max_steps=1000), precision(DEVICE)
-    ours = GPT(GPTConfig(T, V, layers, heads, width)).to(DEVICE)
-    optimizers = make_optimizers(ours, config)
-    module = nanogpt_model(folder)
-    theirs = module.GPT(module.GPTConfig(block_size=T, vocab_size=V, n_layer=layers, n_head=heads, n_embd=width, dropout=0.0, bias=False)).to(DEVICE)
-    adamw = theirs.configure_optimizers(0.1, 1e-3, (0.9, 0.99), DEVICE)
+    ours, theirs = GPT(shape).to(DEVICE), GPT2(shape).to(DEVICE)
+    optimizers, adamw = make_optimizers(ours, config), torch.optim.AdamW(theirs.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)
+    ids = torch.randint(shape.vocab_size, (B, T))
+    batch = {"input_ids": ids, "labels": ids}
 
-    def their_step():  # as its train.py does it
-        with torch.autocast(DEVICE, dtype=dtype, enabled=DEVICE == "cuda" and dtype == torch.bfloat16):
-            _, loss = theirs(ids[:, :T].contiguous().to(DEVICE), ids[:, 1:].contiguous().to(DEVICE))
+    def their_step():
+        _, loss = theirs(ids.to(DEVICE), ids.to(DEVICE))
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
         adamw.step()
-        adamw.zero_grad(set_to_none=True)
+        adamw.zero_grad()
 
-    our_step = lambda: take_step(ours, optimizers, batch, 0, config, dtype)
-    mine, its = in_turn(our_step, their_step, 25)
-    print(f"{B * T / mine:,.0f} tokens/s, nanoGPT {B * T / its:,.0f}, ratio {its / mine:.2f}")
-    flops = 6 * sum(p.numel() for p in ours.parameters() if p.dim() == 2) * B * T + 12 * layers * width * T * B * T
+    mine, its = in_turn(lambda: take_step(ours, optimizers, batch, 0, config, dtype), their_step, 20)
+    show("training, 4 layers, 192 wide, 32 x 128", B * T / mine, B * T / its, "tokens/s", True)
+    flops = (6 * sum(p.numel() for p in ours.parameters()) + 12 * shape.n_layer * shape.n_embd * T) * B * T
     rate = matrix_rate(dtype)
-    print(f"{flops / mine / 1e9:.0f} GFLOP/s of the {rate / 1e9:.0f} of matrix products in {str(dtype)[6:]}: {100 * flops / mine / rate:.0f}%")
+    print(f"{'  of the rate of matrix products, ' + str(dtype)[6:]:44}{flops / mine / 1e9:>10,.0f}{rate / 1e9:>10,.0f}  {'GFLOP/s':22}{flops / mine / rate:5.2f}")
 
 
-def shakespeare(folder, path):
-    text = Path(path).read_text(encoding="utf-8")
-    with tempfile.TemporaryDirectory() as scratch:
-        copy = Path(scratch) / "nanoGPT"
-        subprocess.run(["cp", "-r", str(folder), str(copy)], check=True)
-        data, index = copy / "data" / "shakespeare_char", {c: i for i, c in enumerate(sorted(set(text)))}
-        ids = np.array([index[c] for c in text], dtype=np.uint16)  # the split and the files of its prepare.py
-        ids[: int(len(ids) * 0.9)].tofile(data / "train.bin")
-        ids[int(len(ids) * 0.9) :].tofile(data / "val.bin")
-        (data / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": len(index), "itos": dict(enumerate(index)), "stoi": index}))
-        options = "--device=cpu --compile=False --eval_iters=20 --log_interval=100 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4"
-        options += " --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"
-        run = [sys.executable, "train.py", "config/train_shakespeare_char.py", *options.split()]
-        start = time.perf_counter()
-        said = subprocess.run(run, cwd=copy, capture_output=True, encoding="utf-8", check=True).stdout
-        their_seconds = time.perf_counter() - start
-        print(f"nanoGPT: {their_seconds:.1f} s, {[line for line in said.splitlines() if 'val loss' in line][-1]}", flush=True)
-        out = Path(scratch) / "out"
-        start = time.perf_counter()
-        subprocess.run([sys.executable, str(ROOT / "pretrain.py"), "--data", str(path), "--out", str(out)], check=True, stdout=subprocess.DEVNULL)
-        our_seconds = time.perf_counter() - start
-        for line in (out / "pretrain.jsonl").read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            if "val_bpb" in row:
-                share = their_seconds / row["seconds"]
-                print(f"ours: step {row['step']}, {row['seconds']:.1f} s (1/{share:.1f}): {row['val_bpb'] * np.log(2):.4f} nats per character")
-        print(f"ours: {our_seconds:.1f} s in all")
+def fine_tuning(path=None):
+    """Three epochs over the conversations, from the same weights, in both ways."""
+    block_size = 512 if path else 128
+    examples = [example for _, example in read_json(path)] if path else world.build(1)["sft"][:2000]
+    tokenizer = Tokenizer.train([json.dumps(example, ensure_ascii=False) for example in examples], 1024)
+    examples = [example for example in examples if encode(example, tokenizer, block_size)]
+    held_out, examples = examples[: len(examples) // 10], examples[len(examples) // 10 :]
+    lengths = [len(encode(example, tokenizer, block_size)[0]) for example in examples]
+    per_epoch = -(-len(examples) // 32)
+    config = SFTConfig(max_steps=2 * per_epoch, lr=0.01)
+    shuffled = [np.random.default_rng(epoch).permutation(len(examples)) for epoch in range(2)]
+    at_random = lambda step: shuffled[step // per_epoch][32 * (step % per_epoch) :][:32]
+
+    class AllLogits(GPT):
+        """The straightforward way: logits for every position, most of which are not looked at."""
+
+        def forward(self, input_ids, labels=None):
+            if not self.training:
+                return super().forward(input_ids, labels)
+            targets = labels[:, 1:].flatten()
+            logits = self.head(self.hidden(input_ids)[:, :-1]).flatten(0, 1)
+            counted = logits[: int((targets != IGNORE_INDEX).sum())]  # (as many as count; backward() asks for their number alone)
+            return counted, F.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX)
+
+    def fine_tune(network, chosen):
+        torch.manual_seed(0)
+        model = network(GPTConfig(block_size, tokenizer.n_vocab, n_layer=4, n_head=2, n_embd=128)).to(DEVICE)
+        optimizers, padded, total, spent = make_optimizers(model, config), 0, 0, []
+
+        def a_step(step):
+            nonlocal padded, total
+            batch = sft_data_collator([examples[i] for i in chosen(step)], tokenizer, block_size)
+            padded, total = padded + int((batch["input_ids"] == tokenizer.pad).sum()), total + batch["input_ids"].numel()
+            take_step(model, optimizers, batch, step, config, precision(DEVICE))
+
+        for step in range(config.max_steps):
+            spent.append(seconds(lambda: a_step(step)))
+            yield
+        yield dialogue_loss(model, held_out, tokenizer), 100 * padded / total, len(examples) * 2 / sum(spent)
+
+    ours, theirs = fine_tune(GPT, batches_of_similar_length(lengths, 32, 1)), fine_tune(AllLogits, at_random)
+    for mine, its in zip(ours, theirs):  # a step of one, a step of the other; at last the results
+        pass
+    show(f"fine-tuning, {len(examples):,} conversations, in 32s", mine[2], its[2], "examples/s", True)
+    show("  padding", mine[1], its[1], "% of the tokens", False)
+    print(f"{'  held-out loss after two epochs':44}{mine[0]:>10.3f}{its[0]:>10.3f}  nats per token")
+
+
+def loss_and_gradient(function, N, V):
+    torch.manual_seed(0)
+    logits, targets = torch.randn(N, V, device=DEVICE, requires_grad=True), torch.randint(V, (N,), device=DEVICE)
+
+    def both():
+        logits.grad = None
+        function(logits, targets).backward()
+
+    return both
+
+
+def peak_memory(name, N, V):
+    """How many MB more are needed at most for one loss and gradient. Runs in a process of its own."""
+    both = loss_and_gradient({"ours": cross_entropy, "torch's": F.cross_entropy}[name], N, V)
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        both()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    both()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def loss():
+    for N, V in ((4096, 1024), (2048, 50257)):
+        ours, theirs = in_turn(loss_and_gradient(cross_entropy, N, V), loss_and_gradient(F.cross_entropy, N, V), 25 if V < 9999 else 9)
+        show(f"loss and gradient, ({N}, {V})", 1000 * ours, 1000 * theirs, "ms", False)
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            show("  memory", *(pool.apply(peak_memory, (name, N, V)) for name in ("ours", "torch's")), "MB", False)
+
+
+@torch.inference_mode()
+def recompute(model, prompt, n):
+    """Generation without a cache, for comparison."""
+    ids = torch.tensor([prompt], device=DEVICE)
+    for _ in range(n):
+        ids = torch.cat((ids, model(ids)[0][:, -1].argmax(dim=-1, keepdim=True)), dim=1)
+
+
+def generation():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=512, vocab_size=1024, n_layer=4, n_head=4, n_embd=192)).to(DEVICE).eval()
+    cached, plain = in_turn(lambda: model.generate([[1]], 511, temperature=0), lambda: recompute(model, [1], 511), 3)
+    show("generating 511 tokens, with a cache", 511 / cached, 511 / plain, "tokens/s", True)
+    prompts = [torch.randint(1024, (8 + i,)).tolist() for i in range(64)]
+    one_by_one = lambda: [model.generate([prompt], 64, temperature=0) for prompt in prompts]
+    together, alone = in_turn(lambda: model.generate(prompts, 64, temperature=0), one_by_one, 3)
+    show("64 prompts of 8 to 71 tokens, at once", 64 * 64 / together, 64 * 64 / alone, "tokens/s", True)
+
+
+def tokenizing(path=None):
+    text = Path(path).read_text(encoding="utf-8") if path else "\n\n".join(world.build(1)["corpus"])
+    text *= 20_000_000 // len(text) + 1
+    start = time.perf_counter()
+    tokenizer = Tokenizer.train([text], 1024)
+    print(f"{'learning 1,024 tokens':44}{time.perf_counter() - start:>10.1f}{'':>10}  s", flush=True)
+    pieces = [text[i : i + 2**20] for i in range(0, len(text), 2**20)]
+    with tempfile.TemporaryDirectory() as folder:
+        calls = iter(range(1000))
+        ours, theirs = in_turn(
+            lambda: write_tokens([pieces], tokenizer, Path(folder) / "tokens.bin", str(next(calls)), len(text)),
+            lambda: tokenizer.encoding.encode_ordinary_batch(pieces, num_threads=os.cpu_count()),
+            3,
+        )
+    show("encoding text to a file", len(text) / 1e6 / ours, len(text) / 1e6 / theirs, "million characters/s", True)
+
+
+def main():
+    benchmarks = {f.__name__: f for f in (training, fine_tuning, loss, generation, tokenizing)}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", choices=[*benchmarks, []], help="all of it, if none is named")
+    parser.add_argument("--data", help="for fine_tuning: conversations that sft.py reads; for tokenizing: a text")
+    args = parser.parse_args()
+    name = torch.cuda.get_device_name() if DEVICE == "cuda" else processor()
+    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {platform.system()}\n")
+    print(f"{'':44}{'ours':>10}{'plain':>10}  {'':22}ratio")
+    for name in args.what or benchmarks:
+        benchmarks[name](*([args.data] if args.data and name in ("fine_tuning", "tokenizing") else []))
+
+
+def processor():
+    """Its name, as the system knows it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":
-    benchmarks = {f.__name__: f for f in (loss, generate, tokens, talks, train, shakespeare)}
-    if len(sys.argv) < 2 or sys.argv[1] not in benchmarks:
-        sys.exit(__doc__)
-    benchmarks[sys.argv[1]](*sys.argv[2:])
+    main()

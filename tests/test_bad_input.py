@@ -164,6 +164,7 @@ CASES = {
     "wider than memory": ("pretrain", [*ON_TEXT, "--n_embd", "1000000000"], {}, "memory: it does not suffice; lower --batch_size"),
     "vocabulary under 261": ("pretrain", [*ON_TEXT, "--vocab_size", "260"], {}, "--vocab_size: vocab_size 260 is under 261"),
     "vocabulary over the text": ("pretrain", [*ON_TEXT, "--vocab_size", "60000"], {}, "the text supports a vocab_size of"),
+    "unknown tokenizer": ("pretrain", [*ON_TEXT, "--tokenizer", "nonsense"], {}, "--tokenizer: tiktoken has no encoding 'nonsense'; choose one of "),
     "unknown preset": ("pretrain", [*ON_TEXT, "--preset", "huge"], {}, "invalid choice: 'huge'"),
     "unknown option": ("sft", [*SHORT, "--nonsense"], {}, "unrecognized arguments: --nonsense"),
     "device that is not there": ("pretrain", [*ON_TEXT, "--device", "abacus"], {}, "--device: there is no abacus here; use "),

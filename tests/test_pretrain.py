@@ -43,7 +43,7 @@ def test_muon_takes_the_steps_of_torchs():
     ours = [torch.nn.Parameter(torch.randn(s)) for s in shapes]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
     a = Muon(ours, lr=0.1, weight_decay=0.1)
-    b = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.1)
+    b = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.1, momentum=0.9)
     before = [p.detach().clone() for p in ours]
     for _ in range(3):
         for p, q in zip(ours, theirs):
