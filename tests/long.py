@@ -119,7 +119,7 @@ def some_text(path, size):
 
 
 def corpus(folder):
-    sizes = "--max_steps 60 --eval_every 1000".split()
+    sizes = "--preset small --max_steps 60 --eval_every 1000".split()
     for megabytes in (1, 100, 1000):
         path, out = folder / f"{megabytes}.txt", folder / f"out{megabytes}"
         some_text(path, megabytes * 10**6)

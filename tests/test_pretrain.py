@@ -1,11 +1,14 @@
 """The parts of the training loop: one loss however it is split, the optimizer, order, schedule. (Interruptions: test_interruption.py.)"""
 
+import argparse
+
 import pytest
+import tiktoken
 import torch
 
-from data.terminal import Parser, parse_options
+from data.terminal import InputError, Parser, parse_options
 from model import GPT, GPTConfig
-from pretrain import Muon, PretrainConfig, backward, lr_scale, orthogonalize, shuffled
+from pretrain import PRESETS, Muon, PretrainConfig, backward, lr_scale, make_tokenizer, orthogonalize, shuffled, sizes_for
 
 
 def small_model():
@@ -75,3 +78,40 @@ def test_order_is_a_function_of_the_step_and_visits_everything():
     first = [i for step in range(5) for i in order(step)]
     assert sorted(first[:10]) == sorted(first[10:20]) == list(range(10)) and first[:10] != first[10:20]
     assert shuffled(10, 4, seed=1)(3) == order(3) and shuffled(10, 4, seed=2)(0) != order(0)
+
+
+def test_sizes_fit_the_amount_of_text(tmp_path):
+    for name, size in (("a.txt", 10_000), ("b.txt", 1_000_000), ("c.txt", 6_000_000)):
+        (tmp_path / name).write_bytes(b"some words\n" * (size // 11))
+    chosen = []
+    for data, preset in (([], None), (["a.txt"], None), (["b.txt"], None), (["a.txt", "c.txt"], None), (["c.txt"], "tiny")):
+        args = argparse.Namespace(data=[tmp_path / name for name in data], preset=preset)
+        sizes = sizes_for(args)
+        chosen.append(args.preset)
+        assert sizes is PRESETS[args.preset or "world"]
+        PretrainConfig(**sizes)
+    assert chosen == [None, "tiny", "small", "medium", "tiny"]
+
+
+def test_the_preset_gpt2_has_gpt2s_size():
+    config = PretrainConfig(**PRESETS["gpt2"])
+    with torch.device("meta"):
+        model = GPT(GPTConfig(config.block_size, 50257, config.n_layer, config.n_head, config.n_embd))
+    assert sum(p.numel() for p in model.parameters()) == 12 * 12 * 768**2 + 50257 * 768  # 123.5 million
+
+
+def test_an_encoding_of_tiktokens_own(tmp_path, monkeypatch):
+    """With the bytes and two merges for its vocabulary, as nothing can be downloaded here; then with nothing to download it from."""
+    ranks = {bytes([b]): b for b in range(256)} | {b"ab": 256, b"abc": 258}  # (ranks may have gaps)
+    own = tiktoken.Encoding("gpt2", pat_str=r"\w+|\W", mergeable_ranks=ranks, special_tokens={})
+    config = PretrainConfig(tokenizer="gpt2", vocab_size=7)
+    with monkeypatch.context() as patch:
+        patch.setattr(tiktoken, "get_encoding", {"gpt2": own}.__getitem__)
+        tokenizer = make_tokenizer(config, [])
+    assert tokenizer.encode("abc ab") == [257, 32, 256] and tokenizer.n_vocab == 263
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setitem(tiktoken.registry.ENCODINGS, "gpt2", None)
+    monkeypatch.delitem(tiktoken.registry.ENCODINGS, "gpt2")
+    with pytest.raises(InputError, match="gpt2 cannot be downloaded .ProxyError.; go online for its first use"):
+        make_tokenizer(config, [])
