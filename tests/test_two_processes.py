@@ -103,7 +103,7 @@ def test_both_stages_on_two_processes(tmp_path):
     (tmp_path / "text.txt").write_text("Once upon a time there was a parrot that could not answer a question. " * 60, encoding="utf-8")
     talks = [{"prompt": f"Say {i}.", "response": f"I say {i}" + "!" * (i % 7)} for i in range(33)]  # 30 to train on: 7 batches of 4, and 2
     (tmp_path / "talks.json").write_text(json.dumps(talks), encoding="utf-8")
-    sizes = "--n_layer 2 --n_embd 32 --block_size 32 --vocab_size 290".split()
+    sizes = "--n_layer 2 --n_embd 32 --block_size 32 --vocab_size 290 --dropout 0".split()  # (each process would draw its own)
     common = "--max_steps 50 --eval_every 20 --device cpu".split()
     one, two = tmp_path / "one", tmp_path / "two"
     base = ["--data", str(tmp_path / "text.txt"), *sizes, *common, "--batch_size", "5"]
