@@ -164,13 +164,13 @@ class CrossEntropy(torch.autograd.Function):
         grad = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         for i in range(0, len(targets), CrossEntropy.SLICE):
             rows = slice(i, i + CrossEntropy.SLICE)
-            e = (logits[rows] - largest[rows]).exp_()  # softmax does not change, and e^z cannot overflow
+            e = (logits[rows].float() - largest[rows]).exp_()  # less the largest, softmax is the same and nothing overflows
             sums[rows] = e.sum(dim=-1, keepdim=True)
             if grad is not None:
                 e.scatter_add_(1, targets[rows], -sums[rows])
                 torch.div(e, sums[rows], out=grad[rows])  # softmax, minus one at the target
         ctx.save_for_backward(grad)
-        return (sums.log() + (largest - logits.gather(1, targets))).squeeze(1)
+        return (sums.log() + (largest - logits.gather(1, targets).float())).squeeze(1)
 
     @staticmethod
     def backward(ctx, grad_losses):

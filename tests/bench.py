@@ -51,9 +51,8 @@ def seconds(function):
 
 
 def in_turn(a, b, rounds):
-    """The median seconds of two functions that are called in turn, after twice each for warming up."""
-    for _ in range(2):
-        a(), b()
+    """The median seconds of two functions that are called in turn, after once each for warming up."""
+    a(), b()
     times = [(seconds(a), seconds(b)) for _ in range(rounds)]
     return [statistics.median(column) for column in zip(*times)]
 
@@ -121,7 +120,7 @@ def training():
 
 
 def fine_tuning(path=None):
-    """Three epochs over the conversations, from the same weights, in both ways."""
+    """Two epochs over the conversations, from the same random weights, in both ways."""
     block_size = 512 if path else 128
     examples = [example for _, example in read_json(path)] if path else world.build(1)["sft"][:2000]
     tokenizer = Tokenizer.train([json.dumps(example, ensure_ascii=False) for example in examples], 1024)
@@ -219,11 +218,11 @@ def recompute(model, prompt, n):
 def generation():
     torch.manual_seed(0)
     model = GPT(GPTConfig(block_size=512, vocab_size=1024, n_layer=4, n_head=4, n_embd=192)).to(DEVICE).eval()
-    cached, plain = in_turn(lambda: model.generate([[1]], 511, temperature=0), lambda: recompute(model, [1], 511), 1)
+    cached, plain = in_turn(lambda: model.generate([[1]], 511, temperature=0), lambda: recompute(model, [1], 511), 3)
     show("generating 511 tokens, with a cache", 511 / cached, 511 / plain, "tokens/s", True)
     prompts = [torch.randint(1024, (8 + i,)).tolist() for i in range(64)]
     one_by_one = lambda: [model.generate([prompt], 64, temperature=0) for prompt in prompts]
-    together, alone = in_turn(lambda: model.generate(prompts, 64, temperature=0), one_by_one, 1)
+    together, alone = in_turn(lambda: model.generate(prompts, 64, temperature=0), one_by_one, 3)
     show("64 prompts of 8 to 71 tokens, at once", 64 * 64 / together, 64 * 64 / alone, "tokens/s", True)
 
 

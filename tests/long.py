@@ -96,7 +96,7 @@ def kills(folder):
     import pretrain
     import sft
 
-    for stage, main, name, n in (("pretrain", pretrain.main, "base.pt", 600), ("sft", sft.main, "sft.pt", 150)):
+    for stage, main, name, n in (("pretrain", pretrain.main, "base.pt", 600), ("sft", sft.main, "sft.pt", 250)):
         arguments = ["--max_steps", str(n)] + (["--base", str(folder / "a" / "base.pt")] if stage == "sft" else [])
         main([*arguments, "--out", str(folder / "a")])
         happened = run_and_kill(stage, [*arguments, "--out", str(folder / "b")], folder / "b" / name, kills=20, seed=1)

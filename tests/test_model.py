@@ -78,11 +78,12 @@ def test_all_targets_ignored_is_zero_and_not_nan(reduction):
     assert (logits.grad == 0).all()
 
 
-def test_cross_entropy_keeps_the_dtype_of_the_gradient_and_computes_in_float32():
-    logits = torch.randn(20, 100, dtype=torch.bfloat16, requires_grad=True)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_cross_entropy_keeps_the_dtype_of_the_gradient_and_computes_in_float32(dtype):
+    logits = torch.randn(20, 100, dtype=dtype, requires_grad=True)
     loss = cross_entropy(logits, torch.arange(20))
     loss.backward()
-    assert loss.dtype == torch.float32 and logits.grad.dtype == torch.bfloat16
+    assert loss.dtype == torch.float32 and logits.grad.dtype == dtype
     torch.testing.assert_close(loss, F.cross_entropy(logits.float(), torch.arange(20)))
 
 
@@ -167,6 +168,7 @@ def test_fused_and_written_out_attention_agree():
     q, k, v = (torch.randn(2, 4, 9, 8) for _ in range(3))
     mask = torch.ones(9, 9, dtype=torch.bool).tril()
     torch.testing.assert_close(attend(q, k, v, mask, 0.0), F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+    torch.testing.assert_close(attend(q, k, v, None, 0.0), F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
 
 @pytest.mark.parametrize("sizes", [dict(n_embd=30, n_head=4), dict(n_embd=6, n_head=2), dict(n_layer=0), dict(vocab_size=-1)])
