@@ -46,13 +46,14 @@ def norm(x):
 
 
 def rotate(x, cos, sin):
-    """Rotary positions: turn pair i of a head's numbers by an angle of position * frequency_i.
+    """Rotary positions: turn each pair of a head's numbers, i and i + D/2, by an angle of position * frequency_i.
 
-    After it, the product of a query and a key depends on their distance alone. x: (B, H, T, D); cos and sin:
-    (T, D/2), or (B, 1, T, D/2) where the rows of a batch stand at different positions.
+    That is (a, b) -> (a cos - b sin, b cos + a sin). After it, the product of a query and a key depends on their distance alone.
+    x: (B, H, T, D); cos and sin, the latter with the sign of its pair's first number turned: (T, D), or (B, 1, T, D) where the rows of a
+    batch stand at different positions.
     """
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+    partner = x.roll(x.size(-1) // 2, dims=-1)
+    return x * cos.type_as(x) + partner * sin.type_as(x)
 
 
 def attend(q, k, v, mask, dropout):
@@ -68,8 +69,7 @@ def attend(q, k, v, mask, dropout):
         mask = torch.ones(q.size(-2), k.size(-2), dtype=torch.bool).tril()
     unseen = torch.zeros(mask.shape, dtype=q.dtype).masked_fill(~mask, float("-inf"))  # softmax turns -inf into 0
     scores = (q * q.size(-1) ** -0.5) @ k.transpose(-2, -1) + unseen  # (B, H, T, S)
-    weights = scores.float().softmax(dim=-1).type_as(v)
-    return F.dropout(weights, dropout) @ v
+    return F.dropout(scores.softmax(dim=-1), dropout) @ v
 
 
 class Attention(nn.Module):
@@ -87,9 +87,10 @@ class Attention(nn.Module):
     def forward(self, x, rotary, mask, cache=None):
         """x: (B, T, C); rotary: (cos, sin), see rotate(); mask: see attend(). Returns (B, T, C)."""
         B, T, C = x.shape
-        split = lambda y: y.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, T, C) -> (B, H, T, D)
-        q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))
-        q, k = rotate(norm(q), *rotary), rotate(norm(k), *rotary)  # normalised, no score can run away
+        weight = torch.cat((self.query.weight, self.key.weight, self.value.weight))  # (3 C, C): one product is faster than three
+        qkv = F.linear(x, weight).view(B, T, 3 * self.n_head, C // self.n_head).transpose(1, 2)  # (B, 3 H, T, D)
+        qk, v = qkv.split([2 * self.n_head, self.n_head], dim=1)
+        q, k = rotate(norm(qk), *rotary).chunk(2, dim=1)  # normalised, no score can run away
         if cache is not None:
             k, v = cache.append(k, v)  # the keys and values of all earlier positions come along
         y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
@@ -151,31 +152,31 @@ class CrossEntropy(torch.autograd.Function):
 
     logits: (N, V); targets: (N,) int64, each from 0 to V - 1. Gives (N,) float32.
     Works through a slice of rows at a time, so that only a slice is ever held in float32. The derivative is worked out on the
-    way forward, while e^logits is at hand: to come back for it later would cost as much again.
+    way forward, while the softmax is at hand: to come back for it later would cost as much again.
     """
 
-    SLICE = 512  # rows
+    SLICE = 256  # rows
 
     @staticmethod
     def forward(ctx, logits, targets):
-        targets = targets[:, None]
-        largest = logits.amax(dim=-1, keepdim=True).float()
-        sums = torch.empty_like(largest)
+        losses = torch.empty(len(targets), 1, device=logits.device)
         grad = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         for i in range(0, len(targets), CrossEntropy.SLICE):
             rows = slice(i, i + CrossEntropy.SLICE)
-            e = (logits[rows].float() - largest[rows]).exp_()  # less the largest, softmax is the same and nothing overflows
-            sums[rows] = e.sum(dim=-1, keepdim=True)
+            some, target = logits[rows].float(), targets[rows, None]
+            p = some.softmax(dim=-1)
+            # The target's own p may round to 0, whose log is infinite. The likeliest token's can't, and the others are as much less
+            # likely, in the log, as their logits are less.
+            losses[rows] = some.amax(dim=-1, keepdim=True) - some.gather(1, target) - p.amax(dim=-1, keepdim=True).log()
             if grad is not None:
-                e.scatter_add_(1, targets[rows], -sums[rows])
-                torch.div(e, sums[rows], out=grad[rows])  # softmax, minus one at the target
+                grad[rows] = p.scatter_add_(1, target, torch.full_like(losses[rows], -1.0))  # softmax, minus one at the target
         ctx.save_for_backward(grad)
-        return (sums.log() + (largest - logits.gather(1, targets).float())).squeeze(1)
+        return losses.squeeze(1)
 
     @staticmethod
     def backward(ctx, grad_losses):
         (grad,) = ctx.saved_tensors
-        return grad * grad_losses[:, None].type_as(grad), None
+        return grad.mul_(grad_losses[:, None]), None  # in place: of a large vocabulary, this is the largest thing there is
 
 
 def cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="mean"):
@@ -218,8 +219,8 @@ class GPT(nn.Module):
         pairs = config.n_embd // config.n_head // 2
         frequencies = 10000.0 ** (-torch.arange(pairs) / pairs)  # radians per position, fast to slow
         angles = torch.arange(config.block_size)[:, None] * frequencies  # (block_size, D/2)
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
+        self.register_buffer("cos", torch.cat((angles.cos(), angles.cos()), dim=-1), persistent=False)  # (block_size, D)
+        self.register_buffer("sin", torch.cat((-angles.sin(), angles.sin()), dim=-1), persistent=False)
 
         # Every block begins as the identity (its last matrix is zero) and every logit near 0: the first loss is about ln(V).
         for name, p in self.named_parameters():
@@ -239,14 +240,14 @@ class GPT(nn.Module):
         S = past + T
         if S > self.config.block_size:
             raise ValueError(f"{S} positions do not fit a block_size of {self.config.block_size}")
-        mask, rotary = None, (self.cos[:S], self.sin[:S])  # (T, D/2) each
+        mask, rotary = None, (self.cos[:S], self.sin[:S])  # (T, D) each
         if padding is not None:
             t = torch.arange(past, S, device=input_ids.device)  # (T,), the positions that look
             s = torch.arange(S, device=input_ids.device)  # (S,), the positions looked at
             looks_back = (s <= t[:, None]) & (s >= padding[:, None, None])  # (B, T, S): nobody looks ahead, or at padding
             mask = (looks_back | (s == t[:, None]))[:, None]  # (B, 1, T, S); a pad sees itself, for a finite softmax
             positions = (t - padding[:, None]).clamp(min=0)  # (B, T): counted from a row's own first token
-            rotary = self.cos[positions][:, None], self.sin[positions][:, None]  # (B, 1, T, D/2) each
+            rotary = self.cos[positions][:, None], self.sin[positions][:, None]  # (B, 1, T, D) each
 
         x = self.dropout(norm(self.embed(input_ids)))  # (B, T, C)
         for i, block in enumerate(self.blocks):
@@ -264,10 +265,10 @@ class GPT(nn.Module):
         x = self.hidden(input_ids)
         if labels is None:
             return self.head(x[:, -1:]), None
-        targets = labels[:, 1:]  # The shift, here and only here: position t is scored against the label at t + 1.
-        counts = targets != IGNORE_INDEX
-        logits = self.head(x[:, :-1][counts])  # (N, V): where nothing is scored, nothing is projected
-        return logits, cross_entropy(logits, targets[counts])
+        x, targets = x[:, :-1].flatten(0, 1), labels[:, 1:].flatten()  # The shift, here and only here: t is scored against label t + 1.
+        scored = (targets != IGNORE_INDEX).nonzero().squeeze(1)  # (N,), the places of those that count
+        logits = self.head(x.index_select(0, scored))  # (N, V): where nothing is scored, nothing is projected
+        return logits, cross_entropy(logits, targets[scored])
 
     @torch.inference_mode()
     def generate(self, prompts, max_new_tokens, temperature=1.0, top_k=None, stop=None):
