@@ -56,13 +56,13 @@ class TrainConfig:
     resume: bool = setting(False, "go on with a run that was stopped")
     batch_size: int = setting(16, "rows of one optimizer step, over all processes")
     micro_batch_size: int = setting(0, "rows that a process puts through the network at once; 0: all of its share")
-    max_steps: int = setting(600, "optimizer steps")
+    max_steps: int = setting(700, "optimizer steps")
     lr: float = setting(0.02, "learning rate of the matrices inside the blocks (Muon)")
     embed_lr: float = setting(0.04, "learning rate of the embedding, which is the head too (AdamW)")
     weight_decay: float = setting(0.0, "how strongly the matrices are pulled towards zero")
     warmup: float = setting(0.02, "share of the steps, the first ones, in which the learning rates rise")
     cooldown: float = setting(0.6, "share of the steps, the last ones, in which they fall to zero")
-    eval_every: int = setting(300, "steps between measurements of the validation loss (rounded up to tens)")
+    eval_every: int = setting(350, "steps between measurements of the validation loss (rounded up to tens)")
 
 
 @dataclass
@@ -70,7 +70,7 @@ class PretrainConfig(TrainConfig):
     block_size: int = setting(128, "tokens of a row: the longest context")
     vocab_size: int = setting(4096, "tokens to learn from the text, 256 bytes and 5 special ones counted in")
     tokenizer: str = setting("", "use one of tiktoken's own encodings instead, gpt2 say, which is downloaded once")
-    n_layer: int = setting(3, "blocks")
+    n_layer: int = setting(4, "blocks")
     n_head: int = setting(2, "attention heads of a block")
     n_embd: int = setting(128, "width of the residual stream")
     dropout: float = setting(0.0, "share of activations dropped in training, against overfitting")
@@ -79,9 +79,9 @@ class PretrainConfig(TrainConfig):
 
 PRESETS = {
     "world": {},  # the defaults above: the embedded world
-    "tiny": dict(n_embd=96, vocab_size=512, max_steps=300, dropout=0.1, weight_decay=0.1, embed_lr=0.01, eval_every=50),
-    "small": dict(vocab_size=1024, max_steps=560, weight_decay=0.1, embed_lr=0.01, cooldown=0.8, eval_every=70),
-    "medium": dict(n_layer=4, n_embd=256, n_head=4, block_size=256, max_steps=1500, weight_decay=0.1, embed_lr=0.01, cooldown=0.8, eval_every=250),
+    "tiny": dict(n_layer=3, n_embd=96, vocab_size=512, max_steps=300, dropout=0.1, weight_decay=0.1, embed_lr=0.01, eval_every=50),
+    "small": dict(n_layer=3, vocab_size=1024, max_steps=560, weight_decay=0.1, embed_lr=0.01, cooldown=0.8, eval_every=70),
+    "medium": dict(n_embd=256, n_head=4, block_size=256, max_steps=1500, weight_decay=0.1, embed_lr=0.01, cooldown=0.8, eval_every=250),
     "gpt2": dict(  # GPT-2's 124 million, for a GPU
         tokenizer="gpt2", n_layer=12, n_embd=768, n_head=12, block_size=1024, batch_size=512, micro_batch_size=16,
         max_steps=5000, embed_lr=0.003, weight_decay=0.01, eval_every=250, compile=True,
