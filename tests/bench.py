@@ -3,10 +3,11 @@ How fast: our way beside plain PyTorch's, each pair measured in turn in one run;
 
     python tests/bench.py                                 # everything, in under five minutes on two cores
     python tests/bench.py training loss                   # some of it
-    python tests/bench.py fine_tuning --data talks.jsonl  # on conversations of your own
+    python tests/bench.py fine_tuning --base out/base.pt --data talks.jsonl  # from a base model, on conversations of your own
 
 training     the network, the loss and Muon beside a GPT-2-like model with F.cross_entropy and AdamW in float32
-fine_tuning  similar lengths together, supervised positions projected, beside random order and every position projected
+fine_tuning  similar lengths together, supervised positions projected, beside random order and every position projected;
+             without --base from a model that is pretrained for 200 steps, with --data on other conversations than the world's
 loss         the hand-written cross-entropy beside F.cross_entropy, time and memory
 generation   with the cache beside recomputing; many prompts at once beside one after the other
 tokenizing   encoding text to a file beside tiktoken's own encode_ordinary_batch
@@ -31,12 +32,12 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from compare import pick_device  # noqa: E402
+from compare import keep_freed_memory, load, pick_device  # noqa: E402
 from data import Tokenizer, world  # noqa: E402
-from data.text import read_json, write_tokens  # noqa: E402
+from data.text import Rows, read_json, write_tokens  # noqa: E402
 from model import GPT, IGNORE_INDEX, GPTConfig, cross_entropy  # noqa: E402
-from pretrain import PretrainConfig, make_optimizers, precision, take_step  # noqa: E402
-from sft import SFTConfig, batches_of_similar_length, dialogue_loss, encode, sft_data_collator  # noqa: E402
+from pretrain import PretrainConfig, make_optimizers, precision, shuffled, take_step  # noqa: E402
+from sft import SFTConfig, batches_of_similar_length, dialogue_loss, encode, prepare_special_tokens, sft_data_collator  # noqa: E402
 
 DEVICE = pick_device("auto")
 
@@ -119,18 +120,28 @@ def training():
     print(f"{'  of the rate of matrix products, ' + str(dtype)[6:]:44}{flops / mine / 1e9:>10,.0f}{rate / 1e9:>10,.0f}  {'GFLOP/s':22}{flops / mine / rate:5.2f}")
 
 
-def fine_tuning(path=None):
-    """Two epochs over the conversations, from the same random weights, in both ways."""
-    block_size = 512 if path else 128
-    examples = [example for _, example in read_json(path)] if path else world.build(1)["sft"][:2000]
-    tokenizer = Tokenizer.train([json.dumps(example, ensure_ascii=False) for example in examples], 1024)
-    examples = [example for example in examples if encode(example, tokenizer, block_size)]
+def brief_base():
+    """A base model after 200 steps on the embedded world. Returns (model, tokenizer)."""
+    texts, config = world.build(1)["corpus"], PretrainConfig(max_steps=200)
+    tokenizer = Tokenizer.train(texts, config.vocab_size)
+    rows = Rows(np.array([token for text in texts for token in (*tokenizer.encode(text), tokenizer.endoftext)]), config.block_size)
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(config.block_size, tokenizer.n_vocab, config.n_layer, config.n_head, config.n_embd)).to(DEVICE)
+    optimizers, order = make_optimizers(model, config), shuffled(len(rows), config.batch_size, 0)
+    for step in range(config.max_steps):
+        take_step(model, optimizers, rows.batch(order(step)), step, config, precision(DEVICE))
+    return model, tokenizer
+
+
+def fine_tuning(path=None, base=None):
+    """As many steps as sft.py takes, from one base model, in both ways."""
+    base, tokenizer = load(base, DEVICE) if base else brief_base()
+    examples = [example for _, example in read_json(path)] if path else world.build(1)["sft"]
+    examples = [example for example in examples if encode(example, tokenizer, base.config.block_size)]
     held_out, examples = examples[: len(examples) // 10], examples[len(examples) // 10 :]
-    lengths = [len(encode(example, tokenizer, block_size)[0]) for example in examples]
-    per_epoch = -(-len(examples) // 32)
-    config = SFTConfig(max_steps=2 * per_epoch, lr=0.01)
-    shuffled = [np.random.default_rng(epoch).permutation(len(examples)) for epoch in range(2)]
-    at_random = lambda step: shuffled[step // per_epoch][32 * (step % per_epoch) :][:32]
+    lengths = [len(encode(example, tokenizer, base.config.block_size)[0]) for example in examples]
+    config, per_epoch = SFTConfig(), -(-len(examples) // 32)
+    at_random = lambda step: np.random.default_rng(step // per_epoch).permutation(len(examples))[32 * (step % per_epoch) :][:32]
 
     class AllLogits(GPT):
         """The straightforward way: logits for every position, most of which are not looked at."""
@@ -145,26 +156,29 @@ def fine_tuning(path=None):
 
     def fine_tune(network, chosen):
         torch.manual_seed(0)
-        model = network(GPTConfig(block_size, tokenizer.n_vocab, n_layer=4, n_head=2, n_embd=128)).to(DEVICE)
-        optimizers, padded, total, spent = make_optimizers(model, config), 0, 0, []
+        model = network(base.config).to(DEVICE)
+        model.load_state_dict(base.state_dict())
+        prepare_special_tokens(model, tokenizer)
+        optimizers, seen, padded, total, spent = make_optimizers(model, config), 0, 0, 0, []
 
         def a_step(step):
-            nonlocal padded, total
-            batch = sft_data_collator([examples[i] for i in chosen(step)], tokenizer, block_size)
-            padded, total = padded + int((batch["input_ids"] == tokenizer.pad).sum()), total + batch["input_ids"].numel()
+            nonlocal seen, padded, total
+            batch = sft_data_collator([examples[i] for i in chosen(step)], tokenizer, base.config.block_size)
+            seen, total = seen + len(batch["input_ids"]), total + batch["input_ids"].numel()
+            padded += int((batch["input_ids"] == tokenizer.pad).sum())
             take_step(model, optimizers, batch, step, config, precision(DEVICE))
 
         for step in range(config.max_steps):
             spent.append(seconds(lambda: a_step(step)))
             yield
-        yield dialogue_loss(model, held_out, tokenizer), 100 * padded / total, len(examples) * 2 / sum(spent)
+        yield dialogue_loss(model, held_out, tokenizer), 100 * padded / total, seen / sum(spent)
 
     ours, theirs = fine_tune(GPT, batches_of_similar_length(lengths, 32, 1)), fine_tune(AllLogits, at_random)
     for mine, its in zip(ours, theirs):  # a step of one, a step of the other; at last the results
         pass
     show(f"fine-tuning, {len(examples):,} conversations, in 32s", mine[2], its[2], "examples/s", True)
     show("  padding", mine[1], its[1], "% of the tokens", False)
-    print(f"{'  held-out loss after two epochs':44}{mine[0]:>10.3f}{its[0]:>10.3f}  nats per token")
+    print(f"{'  held-out loss after ' + str(config.max_steps) + ' steps':44}{mine[0]:>10.3f}{its[0]:>10.3f}  nats per token")
 
 
 def loss_and_gradient(function, N, V):
@@ -248,12 +262,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", choices=[*benchmarks, []], help="all of it, if none is named")
     parser.add_argument("--data", help="for fine_tuning: conversations that sft.py reads; for tokenizing: a text")
+    parser.add_argument("--base", help="for fine_tuning: a checkpoint of pretrain.py")
     args = parser.parse_args()
+    keep_freed_memory()  # as the programs do: for both sides
     name = torch.cuda.get_device_name() if DEVICE == "cuda" else processor()
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {platform.system()}\n")
     print(f"{'':44}{'ours':>10}{'plain':>10}  {'':22}ratio")
+    options = {"fine_tuning": [args.data, args.base], "tokenizing": [args.data]}
     for name in args.what or benchmarks:
-        benchmarks[name](*([args.data] if args.data and name in ("fine_tuning", "tokenizing") else []))
+        benchmarks[name](*options.get(name, []))
 
 
 def processor():
