@@ -2,7 +2,8 @@
 Look at what was trained: base beside tuned.
 
     python compare.py                                   # held-out scores, and prompts with both completions
-    python compare.py --ask "What is the capital of Kenya?"
+    python compare.py --ask "What is the capital of Kenya?"   # both models, once
+    python compare.py --chat                            # a conversation with the tuned one
 
 The base model has only read plain text; the tuned one has also learned, from questions about half of the entities, to answer.
 Asked about the other half, which fine-tuning never mentioned, the tuned model can only know what pretraining
@@ -10,6 +11,8 @@ stored. This file also holds what both stages share around the training: checkpo
 """
 
 import argparse
+import codecs
+import contextlib
 import ctypes
 import dataclasses
 import hashlib
@@ -147,7 +150,7 @@ def pick_device(name):
 # Completions
 
 
-def complete(model, tokenizer, prompts, chat=True, max_new_tokens=64, temperature=0.0):
+def complete(model, tokenizer, prompts, chat=True, max_new_tokens=64, temperature=0.0, top_k=None):
     """What the model makes of each prompt. Returns [(text, stopped)]: stopped is True if it ended by itself.
 
     chat=True puts each prompt in the chat template; chat=False continues it as the beginning of a document.
@@ -161,16 +164,93 @@ def complete(model, tokenizer, prompts, chat=True, max_new_tokens=64, temperatur
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # similar lengths together: little padding
     for start in range(0, len(order), 256):
         some = order[start : start + 256]
-        new = model.generate([rows[i] for i in some], max_new_tokens, temperature, stop=stop)
+        new = model.generate([rows[i] for i in some], max_new_tokens, temperature, top_k, stop)
         for i, ids in zip(some, new):
             stopped = bool(ids) and ids[-1] == stop
             completions[i] = (tokenizer.decode(ids[:-1] if stopped else ids), stopped)
     return completions
 
 
-def respond(model, tokenizer, prompts, chat=True, max_new_tokens=64, temperature=0.0):
+def respond(model, tokenizer, prompts, chat=True, max_new_tokens=64, temperature=0.0, top_k=None):
     """The completions alone, a list of str, cut at the stop token. See complete()."""
-    return [text for text, _ in complete(model, tokenizer, prompts, chat, max_new_tokens, temperature)]
+    return [text for text, _ in complete(model, tokenizer, prompts, chat, max_new_tokens, temperature, top_k)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A conversation
+
+
+def readable(text):
+    """The text without control characters, which could make a terminal do things."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "?", text)
+
+
+def stream(model, tokenizer, input_ids, **sampling):
+    """Print what the model says after input_ids, as it comes. Returns it, without the stop token.
+
+    A token may be a part of a letter: of "é", the first of two bytes, say. What is printed waits until the letter is whole.
+    """
+    decoder, said = codecs.getincrementaldecoder("utf-8")(errors="replace"), []
+
+    def show(row, token):
+        if token != tokenizer.end:
+            said.append(token)
+            print(readable(decoder.decode(tokenizer.encoding.decode_bytes([token]))), end="", flush=True)
+
+    model.generate([input_ids], stop=tokenizer.end, on_token=show, **sampling)
+    print(readable(decoder.decode(b"", final=True)))
+    return tokenizer.decode(said)
+
+
+def fit(history, tokenizer, room):
+    """The conversation without its oldest turns, so that it takes room tokens at most. Returns (history, input_ids).
+
+    Its last message stays, however long it is.
+    """
+    input_ids, _ = encode_chat(history, tokenizer)
+    while len(input_ids) > room and len(history) > 2:
+        history = history[2:]
+        input_ids, _ = encode_chat(history, tokenizer)
+    return history, input_ids
+
+
+def chat(base, tuned, **sampling):
+    """Talk to the tuned model until the input ends. base, tuned: (model, tokenizer) each."""
+    model, tokenizer = tuned
+    typed_here, history, question = sys.stdin.isatty(), [], None
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (where there is one, it gives input() its arrow keys and a history)
+    print("Ask it something. /base shows what the base model makes of your last question; /reset forgets; /quit leaves.")
+    while True:
+        try:
+            line = input("\n> " if typed_here else "").strip()
+            if line and not typed_here:
+                print(f"\n> {readable(line)}")
+            if line == "/quit":
+                return
+            if line == "/reset":
+                history = []
+                print("(It has forgotten what was said.)")
+            elif line == "/base":
+                print(readable(first_paragraph(respond(*base, [question], chat=False, **sampling)[0])) if question else "(Ask something first.)")
+            elif line.startswith("/"):
+                print("(There are /base, /reset and /quit.)")
+            elif line:
+                # What is said in answer must fit behind it.
+                room = model.config.block_size - min(sampling["max_new_tokens"], model.config.block_size // 2)
+                turns, input_ids = fit([*history, {"role": "user", "content": line}], tokenizer, room)
+                if len(input_ids) > room:
+                    print(f"(That is too long: {len(input_ids)} tokens, and {room} have room. Say it in fewer words.)")
+                    continue
+                if len(turns) <= len(history):
+                    print("(What was said first no longer fits, and is forgotten.)")
+                question, answer = line, stream(model, tokenizer, input_ids, **sampling)
+                history = [*turns, {"role": "assistant", "content": answer}] if answer.strip() else history
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -383,19 +463,32 @@ def main(argv=None):
     parser = Parser("compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder with base.pt and sft.pt (default: out)")
     parser.add_argument("--base", type=Path, help="the base model, if it is not in that folder")
-    parser.add_argument("--ask", metavar="PROMPT", help="show what both models make of one prompt")
+    talk = parser.add_mutually_exclusive_group()
+    talk.add_argument("--ask", metavar="PROMPT", help="show what both models make of one prompt")
+    talk.add_argument("--chat", action="store_true", help="talk to the tuned model")
+    parser.add_argument("--temperature", type=float, default=0.0, help="of these: 0, the default, takes the likeliest token every time; 1 draws by chance")
+    parser.add_argument("--top_k", type=int, help="of these: draw from so many of the likeliest tokens alone")
+    parser.add_argument("--length", type=int, default=64, help="of these: tokens of an answer at most (default: 64)")
     parser.add_argument("--side", choices=("dev", "test"), default="test", help="which held-out questions to score (default: test)")
     parser.add_argument("--device", default="auto", help="cuda, mps or cpu")
     args = parser.parse_args(argv)
     keep_freed_memory()
     device = pick_device(args.device)
     base_path, tuned_path = args.base or args.out / "base.pt", args.out / "sft.pt"
+    for name, least, most in (("temperature", 0, 100), ("top_k", 1, 10**6), ("length", 1, 10**6)):
+        value = getattr(args, name)
+        if value is not None and not least <= value <= most:
+            raise InputError(f"--{name}", f"{value} is out of range", f"give a number from {least} to {most}")
+    sampling = dict(temperature=args.temperature, top_k=args.top_k, max_new_tokens=args.length)
     if args.ask is not None:
         if not args.ask.strip():
             raise InputError("--ask", "the prompt is empty", "type a question")
         base, tuned = load_pair(base_path, tuned_path, device)
-        answer = respond(*tuned, [args.ask])[0]
-        show_examples([{"prompt": args.ask, "base": first_paragraph(respond(*base, [args.ask], chat=False)[0]), "tuned": answer}])
+        answer = respond(*tuned, [args.ask], **sampling)[0]
+        show_examples([{"prompt": args.ask, "base": first_paragraph(respond(*base, [args.ask], chat=False, **sampling)[0]), "tuned": answer}])
+        return
+    if args.chat:
+        chat(*load_pair(base_path, tuned_path, device), **sampling)
         return
     started = time.perf_counter()
     results = compare(base_path, tuned_path, args.side, device)

@@ -271,12 +271,13 @@ class GPT(nn.Module):
         return logits, cross_entropy(logits, targets[scored])
 
     @torch.inference_mode()
-    def generate(self, prompts, max_new_tokens, temperature=1.0, top_k=None, stop=None):
+    def generate(self, prompts, max_new_tokens, temperature=1.0, top_k=None, stop=None, on_token=None):
         """Continue each prompt, all in one batch.
 
         prompts: lists of token ids, of any lengths but 0. temperature: 0 takes the likeliest token every time;
         otherwise logits are divided by it before sampling, from the top_k likeliest alone if that is given.
         stop: a token id that ends a row (it is the row's last token), or None.
+        on_token(row, token) is called for every token as soon as it is there.
         Returns a list of lists: the new ids of each row, without its prompt.
         When a row outgrows block_size, its last half block is kept and the cache is filled again from it.
         Raises ValueError for an empty prompt, a temperature below 0 or a top_k below 1.
@@ -320,6 +321,8 @@ class GPT(nn.Module):
             for row, (i, token) in enumerate(zip(active, tokens)):
                 new[i].append(token)
                 contexts[i].append(token)
+                if on_token:
+                    on_token(i, token)
                 if token != stop:
                     keep.append(row)
             if len(keep) < len(active):  # rows that have stopped cost nothing more

@@ -332,8 +332,6 @@ def train(model, batches, config, run, evaluate=None):
     if rank == 0:
         run.start_log()
     progress, losses = Progress(run.name, config.max_steps, step), []
-    if rank == 0:
-        progress.update(step)
     saved_at = since = time.perf_counter()  # since: when the steps began that the next row of the log is about
     since_tokens = tokens
     model.train()
@@ -342,6 +340,9 @@ def train(model, batches, config, run, evaluate=None):
             batch = batches(step)
             losses.append(take_step(network, optimizers, batch, step, config, dtype))
             step, tokens = step + 1, tokens + batch["input_ids"].numel()
+            if len(losses) == 3 and step == progress.first + 3 and rank == 0:
+                losses[-1].item()  # (a GPU may still be at it)
+                print(f"This will take about {clock((time.perf_counter() - since) / 3 * (config.max_steps - step))}.")
             last = step == config.max_steps
             if step % LOG_EVERY and not last:
                 continue

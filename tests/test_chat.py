@@ -1,0 +1,126 @@
+"""A conversation: what is printed while it is generated, what is kept of it, and how it ends."""
+
+import io
+
+import pytest
+import torch
+
+import compare
+from compare import chat, fit, load_pair, respond, stream
+from data import Tokenizer, encode_chat
+from model import GPT, GPTConfig
+
+GREEDY = dict(max_new_tokens=24, temperature=0.0, top_k=None)
+
+
+@pytest.fixture(scope="module")
+def pair(small_world):
+    return load_pair(small_world / "base.pt", small_world / "sft.pt", "cpu")
+
+
+@pytest.fixture
+def talk(pair, monkeypatch, capsys):
+    """A function: lines to type -> what the screen shows, a list of what comes after each line."""
+
+    def talk(*lines):
+        monkeypatch.setattr("sys.stdin", io.StringIO("".join(line + "\n" for line in lines)))
+        chat(*pair, **GREEDY)
+        return [part.strip() for part in capsys.readouterr().out.split("\n> ")]
+
+    return talk
+
+
+QUESTION = "What is the capital of Kenya?"
+
+
+def test_it_answers_what_respond_answers(pair, talk):
+    about, answered, _ = talk(QUESTION, "What is the currency of Kenya?")
+    assert "/base" in about and "/quit" in about
+    assert answered == f"{QUESTION}\n{respond(*pair[1], [QUESTION], max_new_tokens=24)[0]}"
+
+
+def test_base_reset_and_quit(pair, talk):
+    shown = talk("/base", QUESTION, "/base", "/reset", QUESTION, "/help", "", "/quit", "never read")
+    base = compare.first_paragraph(respond(*pair[0], [QUESTION], chat=False, max_new_tokens=24)[0])
+    assert [part.split("\n", 1)[0] for part in shown[1:]] == ["/base", QUESTION, "/base", "/reset", QUESTION, "/help", "/quit"]
+    assert "Ask something first" in shown[1] and "/reset" in shown[6].split("\n")[1]
+    assert shown[3].split("\n", 1)[1] == base.strip()
+    assert shown[5] == shown[2]  # after /reset it is the first question again
+
+
+def test_what_was_said_before_is_seen(pair, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(compare, "stream", lambda model, tokenizer, ids, **_: seen.append(tokenizer.decode(ids)) or "It is so.")
+    monkeypatch.setattr("sys.stdin", io.StringIO("Who?\nWhy?\n/reset\nHow?\n"))
+    chat(*pair, **GREEDY)
+    assert seen == [
+        "<|user|>Who?<|end|><|assistant|>",
+        "<|user|>Who?<|end|><|assistant|>It is so.<|end|><|user|>Why?<|end|><|assistant|>",
+        "<|user|>How?<|end|><|assistant|>",
+    ]
+
+
+def test_the_oldest_turns_go_first(pair):
+    tokenizer = pair[1][1]
+    say = lambda *texts: [{"role": "user" if i % 2 == 0 else "assistant", "content": text} for i, text in enumerate(texts)]
+    whole = say("one", "two", "three", "four", "five")
+    length = lambda messages: len(encode_chat(messages, tokenizer)[0])
+    assert fit(whole, tokenizer, length(whole)) == (whole, encode_chat(whole, tokenizer)[0])
+    assert fit(whole, tokenizer, length(whole) - 1)[0] == whole[2:]
+    assert fit(whole, tokenizer, 1)[0] == whole[4:]  # what was just said stays
+
+
+def test_a_long_conversation_goes_on_and_a_long_message_is_refused(talk):
+    shown = talk(*[QUESTION] * 6, "very " * 100 + "long?", QUESTION)
+    assert sum("no longer fits" in part for part in shown) >= 3
+    assert "too long" in shown[7] and "too long" not in shown[8]
+    assert shown[8].endswith(".")
+
+
+@pytest.mark.parametrize("error", [EOFError, KeyboardInterrupt])
+def test_ctrl_d_and_ctrl_c_leave_quietly(error, pair, monkeypatch, capsys):
+    def read(_):
+        raise error
+
+    monkeypatch.setattr("builtins.input", read)
+    chat(*pair, **GREEDY)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_letter_of_several_tokens_is_printed_when_it_is_whole(monkeypatch, capsys):
+    tokenizer = Tokenizer.train(["abc"], 261)  # single bytes
+    model = GPT(GPTConfig(block_size=64, vocab_size=tokenizer.n_vocab, n_layer=1, n_head=1, n_embd=8))
+    tokens, printed = iter([*tokenizer.encode("né 한\x1b[2J🦜"), *"é".encode()[:1], tokenizer.end]), []
+
+    def generate(prompts, stop, on_token, **_):
+        for token in tokens:
+            on_token(0, token)
+            printed.append(capsys.readouterr().out)
+
+    monkeypatch.setattr(model, "generate", generate)
+    assert stream(model, tokenizer, [1]) == "né 한\x1b[2J🦜\ufffd"
+    assert "".join(printed) + capsys.readouterr().out == "né 한?[2J🦜\ufffd\n"
+    assert printed[1:3] == ["", "é"] and printed[4:7] == ["", "", "한"]
+
+
+def test_every_token_is_handed_over_as_it_comes():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=16, vocab_size=20, n_layer=1, n_head=2, n_embd=16))
+    seen = [[], []]
+    rows = model.generate([[1, 2], [3]], 30, stop=5, on_token=lambda row, token: seen[row].append(token))
+    assert rows == seen
+
+
+@pytest.mark.parametrize("option, value", [("--temperature", "-1"), ("--temperature", "nan"), ("--top_k", "0"), ("--length", "0")])
+def test_sampling_options_are_checked(option, value, small_world):
+    with pytest.raises(SystemExit) as stopped:
+        compare.main(["--out", str(small_world), "--ask", "Who?", option, value])
+    assert stopped.value.code == 2
+
+
+def test_ask_uses_the_options(small_world, capsys):
+    ask = lambda *options: (compare.main(["--out", str(small_world), "--device", "cpu", "--ask", QUESTION, *options]), capsys.readouterr().out)[1]
+    assert len(ask("--length", "2")) < len(ask())
+    torch.manual_seed(0)
+    assert ask("--temperature", "5") != ask()
+    assert ask("--temperature", "5", "--top_k", "1") == ask()
