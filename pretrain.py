@@ -505,7 +505,8 @@ def main(argv=None):
     order = shuffled(len(rows), config.batch_size, config.seed)
     seen = config.max_steps * config.batch_size * config.block_size
     if args.data:
-        say(f"{sum(n for _, n in sides.values()) / 1e6:.1f} million characters of text: where no option says otherwise, the sizes of --preset {args.preset}.")
+        amount = f"{sum(n for _, n in sides.values()) / 1e6:.1f} million characters of text"
+        say(f"{amount}: where no option says otherwise, the sizes of --preset {args.preset}. (More learn a short text by heart; fewer can't hold a long one.)")
     say(
         f"Pretraining on {device} in {str(precision(device)).removeprefix('torch.')}: {sum(p.numel() for p in model.parameters()):,} "
         f"parameters ({config.n_layer} layers, {config.n_embd} wide), {len(tokens):,} tokens of text, "

@@ -232,7 +232,10 @@ def main(argv=None):
     say(f"Fine-tuning {'random weights' if config.random_weights else base_path} on {len(examples):,} conversations of {path}. One of them:\n")
     if rank == 0:
         show_mask(examples[int(np.argsort(lengths[:51])[len(lengths[:51]) // 2])], tokenizer)  # neither short nor long
-    say(f"\nOn {device} in {str(precision(device)).removeprefix('torch.')}, {config.max_steps} steps of {config.batch_size} conversations.")
+    say(
+        f"\nOn {device} in {str(precision(device)).removeprefix('torch.')}: {sum(p.numel() for p in model.parameters()):,} parameters, {sum(lengths):,} tokens of "
+        f"conversation, {config.max_steps} steps of {config.batch_size} conversations, each read about {config.max_steps * config.batch_size / len(examples):.1f} times."
+    )
     chosen = batches_of_similar_length(lengths, config.batch_size, config.seed)
     batches = lambda step: sft_data_collator([examples[i] for i in chosen(step)], tokenizer, block_size)
     evaluate = (lambda model: {"val_loss": dialogue_loss(model, held_out, tokenizer)}) if held_out else None

@@ -1,0 +1,104 @@
+"""The tutorial is tested like code: its blocks run, its excerpts occur, its options and links exist."""
+
+import contextlib
+import io
+import re
+import textwrap
+
+import pytest
+
+import compare
+import pretrain
+import sft
+from conftest import ROOT
+
+PAGES = {path: (ROOT / path).read_text(encoding="utf-8") for path in ("README.md", "data/README.md")}
+README = PAGES["README.md"]
+# (first line after the fence's language, what is in the block, what follows it if that is a block of output)
+BLOCKS = re.findall(r"^```(\w*)(?: (\S+))?\n(.*?)^```$(?:\n+^```text\n(.*?)^```$)?", README, re.MULTILINE | re.DOTALL)
+EXCERPTS = [(file, text) for language, file, text, _ in BLOCKS if language == "python" and file]
+SCRIPTS = [(text, output) for language, file, text, output in BLOCKS if language == "python" and not file]
+FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+
+
+def test_the_page_has_what_is_tested_here():
+    assert len(SCRIPTS) >= 3 and len(EXCERPTS) >= 8 and all(output for _, output in SCRIPTS)
+
+
+@pytest.mark.parametrize("code, output", SCRIPTS, ids=range(len(SCRIPTS)))
+def test_python_blocks_run_and_print_what_stands_below(code, output, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    printed, names = io.StringIO(), {}
+    for earlier, _ in SCRIPTS:  # a block may use what those above it made
+        with contextlib.redirect_stdout(printed if earlier == code else io.StringIO()):
+            exec(compile(earlier, "README.md", "exec"), names)
+        if earlier == code:
+            break
+    assert printed.getvalue() == output
+
+
+@pytest.mark.parametrize("file, text", EXCERPTS, ids=range(len(EXCERPTS)))
+def test_excerpts_occur_in_their_files(file, text):
+    wanted = textwrap.dedent(text)
+    lines, n = (ROOT / file).read_text(encoding="utf-8").splitlines(keepends=True), len(wanted.splitlines())
+    assert any(textwrap.dedent("".join(lines[i : i + n])) == wanted for i in range(len(lines)))
+
+
+def options_of(main):
+    with pytest.raises(SystemExit), contextlib.redirect_stdout(io.StringIO()) as text:
+        main(["--help"])
+    return set(re.findall(r"(?<![\w-])--[a-z_]+", text.getvalue())) | {"--help"}
+
+
+def test_every_option_named_exists():
+    options = {"pretrain.py": options_of(pretrain.main), "sft.py": options_of(sft.main), "compare.py": options_of(compare.main)}
+    in_commands = 0
+    for program, rest in re.findall(r"(pretrain|sft|compare)\.py((?: +(?:-[^\s`]+|\"[^\"]*\"|[\w./]+))*)", README):
+        used = set(re.findall(r"(?<![\w-])--[\w_]+", rest))
+        in_commands += len(used)
+        assert used <= options[program + ".py"], (program, rest)
+    assert in_commands > 15
+    elsewhere = {"--index-url", "--nproc_per_node"}  # pip's and torchrun's
+    for file in ("tests/bench.py", "tests/what_if.py"):
+        elsewhere |= set(re.findall(r"--[a-z_]+", (ROOT / file).read_text(encoding="utf-8")))
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", re.sub(r"^---.*$", "", README, flags=re.MULTILINE)))
+    assert named <= set.union(*options.values()) | elsewhere
+
+
+def anchors(page):
+    headings = re.findall(r"^#+ (.*)$", FENCED.sub("", page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_every_link_points_at_something(path):
+    links = re.findall(r"\]\(([^)]+)\)", PAGES[path])
+    for link in links:
+        file, _, anchor = link.partition("#")
+        if link.startswith("https://"):
+            assert re.fullmatch(r"https://[\w.-]+\.\w+/\S*", link)
+        elif file:
+            assert ((ROOT / path).parent / file).exists(), link
+        else:
+            assert anchor in anchors(PAGES[path]), link
+    assert links or path != "README.md"
+
+
+def test_files_tests_and_functions_that_are_named_exist():
+    code = {path: path.read_text(encoding="utf-8") for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), *ROOT.glob("tests/*.py")]}
+    everything = "\n".join(code.values())
+    prose = FENCED.sub("", README)
+    for name in re.findall(r"`(?:GPT\.)?(\w+)\(\)`|`(test_\w+)`", prose):
+        assert re.search(rf"def {''.join(name)}\b", everything), name
+    for file in re.findall(r"(?<![\w/])((?:tests/|data/)?\w+\.py)\b", README):
+        assert (ROOT / file).exists(), file
+
+
+def test_the_presets_are_as_the_table_says():
+    for name, sizes in pretrain.PRESETS.items():
+        if name == "gpt2":
+            continue
+        config = pretrain.PretrainConfig(**sizes)
+        row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` |"))
+        for number, unit in ((config.n_layer, "layers"), (config.n_embd, "wide"), (config.vocab_size, "tokens"), (config.max_steps, "steps")):
+            assert f"{number:,} {unit}" in row
