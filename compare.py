@@ -1,7 +1,7 @@
 """
 Look at what was trained: base beside tuned.
 
-    python compare.py                                   # held-out scores, and prompts with both completions
+    python compare.py                                   # held-out scores, and prompts with both completions; and out/report.html
     python compare.py --ask "What is the capital of Kenya?"   # both models, once
     python compare.py --chat                            # a conversation with the tuned one
 
@@ -28,9 +28,10 @@ from pathlib import Path
 import torch
 
 from data import Tokenizer, encode_chat, world
+from data.report import page
 from data.terminal import InputError, Parser, Progress, command, writing
-from data.text import Rows, open_tokens, read_json
-from model import GPT, GPTConfig
+from data.text import Rows, open_tokens, read_json, read_log
+from model import GPT, GPTConfig, cross_entropy
 
 FORMAT = "parrot checkpoint 1"
 EXAMPLES = [  # shown side by side; what they ask about is never fine-tuned on (SHOWN in data/world.py)
@@ -379,8 +380,11 @@ def percent(x):
     return "-" if x is None else f"{100 * x:.1f}%"
 
 
-def show_scores(scores):
-    """The table of the experiment. scores: what main() writes to comparison.json."""
+def table_of(scores):
+    """The table of the experiment: its heading, and its rows, each four str, the first of them the names of the columns.
+
+    scores: what compare() returns.
+    """
     base, tuned, control = (scores.get(key, {}) for key in ("base", "tuned", "random"))
     rows = [
         ("answers the plain question", base.get("plain"), None, None),
@@ -393,13 +397,17 @@ def show_scores(scores):
         ("goes on with options or a question", base.get("goes_on"), None, None),
         ('knows ("The capital of Peru is ...")', base.get("knows"), None, None),
     ]
-    print(f"{scores['side']} questions: {scores['questions']}, about entities that fine-tuning never mentioned\n")
-    print(f"{'':38}{'base':>9}{'tuned':>9}{'tuned from random':>20}")
+    rows = [("", "base", "tuned", "tuned from random"), *((label, *map(percent, cells)) for label, *cells in rows)]
+    rows.append(("bits per byte of plain text", *(f"{m['val_bpb']:.3f}" if "val_bpb" in m else "-" for m in (base, tuned, control))))
+    return f"{scores['side']} questions: {scores['questions']}, about entities that fine-tuning never mentioned", rows
+
+
+def show_scores(scores):
+    heading, rows = table_of(scores)
+    print(heading + "\n")
     for label, *cells in rows:
-        print(f"{label:38}{percent(cells[0]):>9}{percent(cells[1]):>9}{percent(cells[2]):>20}")
-    bits = [f"{m['val_bpb']:.3f}" if "val_bpb" in m else "-" for m in (base, tuned, control)]
-    print(f"{'bits per byte of plain text':38}{bits[0]:>9}{bits[1]:>9}{bits[2]:>20}")
-    if not control:
+        print(f"{label:38}{cells[0]:>9}{cells[1]:>9}{cells[2]:>20}")
+    if "random" not in scores:
         print("(The last column is what python sft.py --random_weights makes.)")
 
 
@@ -420,8 +428,34 @@ def show_parrot(model, tokenizer, prompts):
         print("\n".join("  " + line for paragraph in first_paragraph(text).split("\n") for line in textwrap.wrap(paragraph, 78)))
 
 
+@torch.inference_mode()
+def token_by_token(models, talks):
+    """The first conversation of which a block holds some of the answer, as [{"text", "supervised", "base", "tuned"}], losses in nats.
+
+    models: {name: (model, tokenizer)}; talks: [(prompt, response)]. [] if there is none. Of a token that is only a part of a letter, the
+    text is its bytes: "\\xea".
+    """
+    model, tokenizer = models["base"]
+    for prompt, response in talks:
+        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+        input_ids, supervised = encode_chat(messages[: 2 if response.strip() else 1], tokenizer)
+        input_ids, supervised = input_ids[: model.config.block_size], supervised[: model.config.block_size]
+        if any(supervised):
+            break
+    else:
+        return []
+    texts = [raw.decode("utf-8", "backslashreplace") for raw in tokenizer.encoding.decode_tokens_bytes(input_ids)]
+    tokens = [{"text": text, "supervised": flag} for text, flag in zip(texts, supervised)]
+    for name in ("base", "tuned"):
+        ids = torch.tensor([input_ids], device=model.embed.weight.device)
+        logits, _ = models[name][0](ids, labels=ids)  # (T - 1, V): before the first token there is nothing that could predict it
+        for token, loss in zip(tokens, [None, *cross_entropy(logits, ids[0, 1:], reduction="none").tolist()]):
+            token[name] = loss
+    return tokens
+
+
 def compare(base_path, tuned_path, side="test", device="cpu"):
-    """Everything that is shown and written: scores (on the embedded world) and examples. Returns a dict."""
+    """Everything that is shown and written: scores (on the embedded world), examples, and a conversation token by token. Returns a dict."""
     state, folder, control_path = read_checkpoint(base_path), world_of(base_path), tuned_path.with_name("random.pt")
     models = dict(zip(("base", "tuned"), load_pair(base_path, tuned_path, device)))
     if control_path.exists() and read_checkpoint(control_path).get("base_sha256") == sha256(base_path):
@@ -435,9 +469,13 @@ def compare(base_path, tuned_path, side="test", device="cpu"):
         for prompt, a, b in zip(prompts, respond(base, tokenizer, prompts, chat=False), respond(*models["tuned"], prompts))
     ]
     results = {"examples": examples}
+    source, talks = "A prompt of those below, with what the tuned model answered.", [(e["prompt"], e["tuned"]) for e in examples]
     tokens_path, stamp = base_path.with_name("val.bin"), base_path.with_name("val.sha256")
     if folder:
         items, own, smalltalk = ([item for _, item in read_json(folder / f"{name}.jsonl")] for name in (side, "train", "smalltalk"))
+        if prompts is EXAMPLES:
+            source = "A question about what fine-tuning never mentioned, with the answer that it should get."
+            talks = sorted(((item["prompt"], item["response"]) for item in items), key=lambda talk: talk[0] != prompts[0])
         scorer = Scorer()
         results |= {"side": side, "questions": len(items), "base": score_base(base, tokenizer, items, scorer)}
         for i, name in enumerate(list(models)[1:], start=1):
@@ -454,6 +492,7 @@ def compare(base_path, tuned_path, side="test", device="cpu"):
         for name in models:
             nats, bits = text_loss(models[name][0], tokens, tokenizer)
             results.setdefault(name, {}).update(val_loss=nats, val_bpb=bits)
+    results |= {"conversation": {"source": source, "tokens": token_by_token(models, talks)}}
     progress.update(progress.total, "done")
     return results
 
@@ -495,10 +534,14 @@ def main(argv=None):
     show_examples(results["examples"])
     if "side" in results:
         show_scores(results)
-    path = args.out / "comparison.json"
-    with writing(path, "w") as file:
-        file.write(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    print(f"\nwrote {path} ({time.perf_counter() - started:.0f} s)")
+    logs = [("Pretraining", base_path.with_name("pretrain.jsonl")), ("Fine-tuning", tuned_path.with_name("sft.jsonl"))]
+    logs = [(title, path, read_log(path)) for title, path in logs]
+    html = page((base_path, tuned_path), logs, results["conversation"], results["examples"], table_of(results) if "side" in results else None)
+    for path, text in ((args.out / "comparison.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n"), (args.out / "report.html", html)):
+        with writing(path, "w") as file:
+            file.write(text)
+    print(f"\nwrote {args.out / 'comparison.json'} ({time.perf_counter() - started:.0f} s)")
+    print(f"wrote {args.out / 'report.html'}")
 
 
 if __name__ == "__main__":

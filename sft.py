@@ -228,7 +228,7 @@ def main(argv=None):
     name, base_hash = "random" if config.random_weights else "sft", compare.sha256(base_path)
     data_hash = hashlib.sha256(json.dumps([examples, held_out]).encode()).hexdigest()
     run = Run(config, name, {"data_sha256": data_hash, "base_sha256": base_hash})
-    refuse_overwriting([path, base_path], [run.log, run.unfinished, out / f"{name}.pt", out / "comparison.json"])
+    refuse_overwriting([path, base_path], [run.log, run.unfinished, *(out / file for file in (f"{name}.pt", "comparison.json", "report.html"))])
     say(f"Fine-tuning {'random weights' if config.random_weights else base_path} on {len(examples):,} conversations of {path}. One of them:\n")
     if rank == 0:
         show_mask(examples[int(np.argsort(lengths[:51])[len(lengths[:51]) // 2])], tokenizer)  # neither short nor long

@@ -114,6 +114,14 @@ def read_json(path):
     return entries
 
 
+def read_log(path):
+    """The rows that a stage logged; [] if there are none that can be read, or they are of a run that has not finished."""
+    try:
+        return [] if path.with_suffix(".resume.pt").exists() else [row for _, row in read_json(path)]
+    except InputError:
+        return []
+
+
 class Text:
     """What stands from character start to character end of some files, taken together: documents, each an iterator of strings.
 

@@ -22,7 +22,7 @@ def test_the_base_model_parrots_and_the_tuned_one_answers(small_world):
 
 def test_what_is_written(small_world):
     names = {path.name for path in small_world.iterdir()}
-    assert {"base.pt", "sft.pt", "pretrain.jsonl", "sft.jsonl", "comparison.json", "train.bin", "val.bin", "world"} <= names
+    assert {"base.pt", "sft.pt", "pretrain.jsonl", "sft.jsonl", "comparison.json", "report.html", "train.bin", "val.bin", "world"} <= names
     assert not {n for n in names if "resume" in n or n.endswith(".tmp")}
     for name, keys in (("pretrain", {"val_loss", "val_bpb"}), ("sft", {"val_loss"})):
         rows = [json.loads(line) for line in (small_world / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
