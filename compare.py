@@ -187,19 +187,27 @@ def readable(text):
 
 
 def stream(model, tokenizer, input_ids, **sampling):
-    """Print what the model says after input_ids, as it comes. Returns it, without the stop token.
+    """Print what the model says after input_ids, as it comes, until it stops or Ctrl-C is pressed. Returns it, without the stop token.
 
     A token may be a part of a letter: of "é", the first of two bytes, say. What is printed waits until the letter is whole.
     """
     decoder, said = codecs.getincrementaldecoder("utf-8")(errors="replace"), []
 
     def show(row, token):
+        said.append(token)
         if token != tokenizer.end:
-            said.append(token)
             print(readable(decoder.decode(tokenizer.encoding.decode_bytes([token]))), end="", flush=True)
 
-    model.generate([input_ids], stop=tokenizer.end, on_token=show, **sampling)
-    print(readable(decoder.decode(b"", final=True)))
+    why = ""
+    try:
+        model.generate([input_ids], stop=tokenizer.end, on_token=show, **sampling)
+    except KeyboardInterrupt:
+        why = " (stopped)"
+    if said and said[-1] == tokenizer.end:
+        said.pop()
+    elif not why:
+        why = " (cut off: see --length)"
+    print(readable(decoder.decode(b"", final=True)) + why)
     return tokenizer.decode(said)
 
 
@@ -239,7 +247,7 @@ def chat(base, tuned, **sampling):
             elif line.startswith("/"):
                 print("(There are /base, /reset and /quit.)")
             elif line:
-                # What is said in answer must fit behind it.
+                # What is said in answer should fit behind it. (A very long one pushes out what stands before it.)
                 room = model.config.block_size - min(sampling["max_new_tokens"], model.config.block_size // 2)
                 turns, input_ids = fit([*history, {"role": "user", "content": line}], tokenizer, room)
                 if len(input_ids) > room:
@@ -248,7 +256,10 @@ def chat(base, tuned, **sampling):
                 if len(turns) <= len(history):
                     print("(What was said first no longer fits, and is forgotten.)")
                 question, answer = line, stream(model, tokenizer, input_ids, **sampling)
-                history = [*turns, {"role": "assistant", "content": answer}] if answer.strip() else history
+                if answer.strip():
+                    history = [*turns, {"role": "assistant", "content": answer}]
+                else:
+                    print("(It said nothing. This turn is not kept.)")
         except (EOFError, KeyboardInterrupt):
             print()
             return
@@ -392,10 +403,10 @@ def table_of(scores):
         ("answers it in the chat template", base.get("chat"), tuned.get("answered"), control.get("answered")),
         ("  in wordings never trained on", None, tuned.get("unseen"), control.get("unseen")),
         ("  about the half it was trained on", None, tuned.get("train"), control.get("train")),
-        ("  greets, and says who it is", None, tuned.get("smalltalk"), control.get("smalltalk")),
+        ("  small talk (trained on)", None, tuned.get("smalltalk"), control.get("smalltalk")),
         ("stops by itself", None, tuned.get("stops"), control.get("stops")),
         ("goes on with options or a question", base.get("goes_on"), None, None),
-        ('knows ("The capital of Peru is ...")', base.get("knows"), None, None),
+        ('knows ("The capital of Kenya is ...")', base.get("knows"), None, None),
     ]
     rows = [("", "base", "tuned", "tuned from random"), *((label, *map(percent, cells)) for label, *cells in rows)]
     rows.append(("bits per byte of plain text", *(f"{m['val_bpb']:.3f}" if "val_bpb" in m else "-" for m in (base, tuned, control))))
@@ -415,9 +426,10 @@ def show_examples(examples):
     """examples: [{"prompt", "base", "tuned"}]"""
     print("  " + side_by_side("BASE", "TUNED", 78)[0])
     for example in examples:
+        prompt, base, tuned = (readable(example[key]) for key in ("prompt", "base", "tuned"))
         print("-" * 80)
-        print("\n".join(textwrap.wrap(example["prompt"], 80)))
-        print("\n".join("  " + line for line in side_by_side(example["base"], example["tuned"], 78)))
+        print("\n".join(textwrap.wrap(prompt, 80)))
+        print("\n".join("  " + line for line in side_by_side(base, tuned, 78)))
     print("-" * 80)
 
 
@@ -425,7 +437,7 @@ def show_parrot(model, tokenizer, prompts):
     """What a base model makes of some prompts, each the beginning of a document."""
     for prompt, text in zip(prompts, respond(model, tokenizer, prompts, chat=False, max_new_tokens=64)):
         print(f"\n> {prompt}")
-        print("\n".join("  " + line for paragraph in first_paragraph(text).split("\n") for line in textwrap.wrap(paragraph, 78)))
+        print("\n".join("  " + line for paragraph in readable(first_paragraph(text)).split("\n") for line in textwrap.wrap(paragraph, 78)))
 
 
 @torch.inference_mode()
@@ -505,9 +517,9 @@ def main(argv=None):
     talk = parser.add_mutually_exclusive_group()
     talk.add_argument("--ask", metavar="PROMPT", help="show what both models make of one prompt")
     talk.add_argument("--chat", action="store_true", help="talk to the tuned model")
-    parser.add_argument("--temperature", type=float, default=0.0, help="of these: 0, the default, takes the likeliest token every time; 1 draws by chance")
-    parser.add_argument("--top_k", type=int, help="of these: draw from so many of the likeliest tokens alone")
-    parser.add_argument("--length", type=int, default=64, help="of these: tokens of an answer at most (default: 64)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="with --ask and --chat: 0 (default) takes the likeliest token; above, it draws")
+    parser.add_argument("--top_k", type=int, help="with these: draw from so many of the likeliest tokens alone")
+    parser.add_argument("--length", type=int, default=64, help="with these: tokens of an answer at most (default: 64)")
     parser.add_argument("--side", choices=("dev", "test"), default="test", help="which held-out questions to score (default: test)")
     parser.add_argument("--device", default="auto", help="cuda, mps or cpu")
     args = parser.parse_args(argv)
@@ -541,7 +553,8 @@ def main(argv=None):
         with writing(path, "w") as file:
             file.write(text)
     print(f"\nwrote {args.out / 'comparison.json'} ({time.perf_counter() - started:.0f} s)")
-    print(f"wrote {args.out / 'report.html'}")
+    out = "" if args.out == Path("out") else f" --out {args.out}"
+    print(f"wrote {args.out / 'report.html'}, for a browser. Next, to talk to it: python compare.py --chat{out}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 EMBED_STD = 0.005  # small, so that a fresh model's logits are near 0; as an input, a row is normalised anyway
 IGNORE_INDEX = -100  # a label with this value is not scored; the field's convention
@@ -49,8 +50,8 @@ def rotate(x, cos, sin):
     """Rotary positions: turn each pair of a head's numbers, i and i + D/2, by an angle of position * frequency_i.
 
     That is (a, b) -> (a cos - b sin, b cos + a sin). After it, the product of a query and a key depends on their distance alone.
-    x: (B, H, T, D); cos and sin, the latter with the sign of its pair's first number turned: (T, D), or (B, 1, T, D) where the rows of a
-    batch stand at different positions.
+    x: (B, H, T, D); cos and sin: (T, D), or (B, 1, T, D) where the rows of a batch stand at different positions; their halves are
+    (cos, cos) and (-sin, sin).
     """
     partner = x.roll(x.size(-1) // 2, dims=-1)
     return x * cos.type_as(x) + partner * sin.type_as(x)
@@ -87,7 +88,8 @@ class Attention(nn.Module):
     def forward(self, x, rotary, mask, cache=None):
         """x: (B, T, C); rotary: (cos, sin), see rotate(); mask: see attend(). Returns (B, T, C)."""
         B, T, C = x.shape
-        weight = torch.cat((self.query.weight, self.key.weight, self.value.weight))  # (3 C, C): one product is faster than three
+        # Three matrices, as the optimizer treats each by itself; joined, as one product is faster than three.
+        weight = torch.cat((self.query.weight, self.key.weight, self.value.weight))  # (3 C, C)
         qkv = F.linear(x, weight).view(B, T, 3 * self.n_head, C // self.n_head).transpose(1, 2)  # (B, 3 H, T, D)
         qk, v = qkv.split([2 * self.n_head, self.n_head], dim=1)
         q, k = rotate(norm(qk), *rotary).chunk(2, dim=1)  # normalised, no score can run away
@@ -152,7 +154,7 @@ class CrossEntropy(torch.autograd.Function):
 
     logits: (N, V); targets: (N,) int64, each from 0 to V - 1. Gives (N,) float32.
     Works through a slice of rows at a time, so that only a slice is ever held in float32. The derivative is worked out on the
-    way forward, while the softmax is at hand: to come back for it later would cost as much again.
+    way forward, while the softmax is at hand: to come back for it later would cost as much again. It goes backward once.
     """
 
     SLICE = 256  # rows
@@ -163,17 +165,17 @@ class CrossEntropy(torch.autograd.Function):
         grad = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         for i in range(0, len(targets), CrossEntropy.SLICE):
             rows = slice(i, i + CrossEntropy.SLICE)
-            some, target = logits[rows].float(), targets[rows, None]
-            p = some.softmax(dim=-1)
-            # The target's own p may round to 0, whose log is infinite. The likeliest token's can't, and the others are as much less
-            # likely, in the log, as their logits are less.
-            losses[rows] = some.amax(dim=-1, keepdim=True) - some.gather(1, target) - p.amax(dim=-1, keepdim=True).log()
+            z, target = logits[rows].float(), targets[rows, None]
+            p = z.softmax(dim=-1)
+            # -log p[target] = max z - z[target] - log(max p). (The target's own p may round to 0; the largest never does.)
+            losses[rows] = z.amax(dim=-1, keepdim=True) - z.gather(1, target) - p.amax(dim=-1, keepdim=True).log()
             if grad is not None:
                 grad[rows] = p.scatter_add_(1, target, torch.full_like(losses[rows], -1.0))  # softmax, minus one at the target
         ctx.save_for_backward(grad)
         return losses.squeeze(1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_losses):
         (grad,) = ctx.saved_tensors
         return grad.mul_(grad_losses[:, None]), None  # in place: of a large vocabulary, this is the largest thing there is
@@ -309,7 +311,7 @@ class GPT(nn.Module):
                 rows = [contexts[i][-1:] for i in active]
             x = self.hidden(torch.tensor(rows, device=device), padding, caches)[:, -1]  # (rows, C)
             logits = self.head(x).float()  # (rows, V)
-            if temperature == 0:
+            if temperature < 1e-6:  # (to divide by less would overflow)
                 tokens = logits.argmax(dim=-1).tolist()
             else:
                 logits = logits / temperature

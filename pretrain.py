@@ -333,17 +333,20 @@ def train(model, batches, config, run, evaluate=None):
         run.start_log()
     progress, losses = Progress(run.name, config.max_steps, step), []
     saved_at = since = time.perf_counter()  # since: when the steps began that the next row of the log is about
-    since_tokens = tokens
+    first, since_tokens = step, tokens
     model.train()
     with CtrlC() as ctrl_c:
         while step < config.max_steps:
             batch = batches(step)
             losses.append(take_step(network, optimizers, batch, step, config, dtype))
             step, tokens = step + 1, tokens + batch["input_ids"].numel()
-            if len(losses) == 3 and step == progress.first + 3 and rank == 0:
-                losses[-1].item()  # (a GPU may still be at it)
-                print(f"This will take about {clock((time.perf_counter() - since) / 3 * (config.max_steps - step))}.")
             last = step == config.max_steps
+            if rank == 0 and step - first in (1, 3) and not last:  # the first step warms up; the next two tell the rate
+                losses[-1].item()  # (a GPU may still be at it)
+                if step - first == 1:
+                    warm = time.perf_counter()
+                else:
+                    print(f"About {clock((time.perf_counter() - warm) / 2 * (config.max_steps - step))} to go.")
             if step % LOG_EVERY and not last:
                 continue
 
@@ -506,7 +509,7 @@ def main(argv=None):
     seen = config.max_steps * config.batch_size * config.block_size
     if args.data:
         amount = f"{sum(n for _, n in sides.values()) / 1e6:.1f} million characters of text"
-        say(f"{amount}: where no option says otherwise, the sizes of --preset {args.preset}. (More learn a short text by heart; fewer can't hold a long one.)")
+        say(f"{amount}: where no option says otherwise, the sizes of --preset {args.preset}. (A larger network would learn it by heart, a smaller one could not hold it.)")
     say(
         f"Pretraining on {device} in {str(precision(device)).removeprefix('torch.')}: {sum(p.numel() for p in model.parameters()):,} "
         f"parameters ({config.n_layer} layers, {config.n_embd} wide), {len(tokens):,} tokens of text, "

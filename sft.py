@@ -155,7 +155,7 @@ def batches_of_similar_length(lengths, batch_size, seed):
 
 
 def prepare_special_tokens(model, tokenizer):
-    """Let the special tokens begin as line breaks, and let them alone of the embedding be changed by fine-tuning.
+    """Let the tokens of the template begin as line breaks, and let no row of the embedding but those of special tokens be changed by fine-tuning.
 
     Pretraining never met them; it only learned never to predict them, so their rows are all alike and far from everything. A line
     break is what stands between speakers in a text: from there they learn fast what sets them apart. The

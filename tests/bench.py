@@ -1,7 +1,7 @@
 """
 How fast: our way beside plain PyTorch's, each pair measured in turn in one run; medians, as a table of ratios.
 
-    python tests/bench.py                                 # everything, in under five minutes on two cores
+    python tests/bench.py                                 # everything, in a minute and a half to five on two cores
     python tests/bench.py training loss                   # some of it
     python tests/bench.py fine_tuning --base out/base.pt --data talks.jsonl  # from a base model, on conversations of your own
 
@@ -151,7 +151,7 @@ def fine_tuning(path=None, base=None):
                 return super().forward(input_ids, labels)
             targets = labels[:, 1:].flatten()
             logits = self.head(self.hidden(input_ids)[:, :-1]).flatten(0, 1)
-            counted = logits[: int((targets != IGNORE_INDEX).sum())]  # (as many as count; backward() asks for their number alone)
+            counted = logits[: int((targets != IGNORE_INDEX).sum())]  # (not those that count, but as many: backward() asks for no more)
             return counted, F.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX)
 
     def fine_tune(network, chosen):

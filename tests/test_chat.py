@@ -103,6 +103,20 @@ def test_a_letter_of_several_tokens_is_printed_when_it_is_whole(monkeypatch, cap
     assert printed[1:3] == ["", "é"] and printed[4:7] == ["", "", "한"]
 
 
+def test_an_answer_that_is_interrupted_or_cut_off_says_so(pair, talk, monkeypatch, capsys):
+    model, tokenizer = pair[1]
+    ids, _ = encode_chat([{"role": "user", "content": QUESTION}], tokenizer)
+    said = stream(model, tokenizer, ids, **{**GREEDY, "max_new_tokens": 2})
+    assert capsys.readouterr().out == f"{said} (cut off: see --length)\n"
+
+    def interrupted(prompts, stop, on_token, **_):
+        on_token(0, tokenizer.encode("A")[0])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model, "generate", interrupted)
+    assert [part.split("\n")[1:] for part in talk("One?", "Two?")[1:]] == [["A (stopped)"]] * 2  # and the conversation goes on
+
+
 def test_every_token_is_handed_over_as_it_comes():
     torch.manual_seed(0)
     model = GPT(GPTConfig(block_size=16, vocab_size=20, n_layer=1, n_head=2, n_embd=16))
