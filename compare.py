@@ -63,7 +63,8 @@ def read_checkpoint(path):
     path = Path(path)
     if not path.exists():
         stage = "sft.py" if path.name == "sft.pt" else "pretrain.py"
-        raise InputError(path, "no such checkpoint", f"make it with python {stage}, or name another")
+        out = "" if path.parent == Path("out") else f" --out {path.parent}"
+        raise InputError(path, "no such checkpoint", f"make it with python {stage}{out}, or name another folder or file")
     state = read_torch(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT or not {"stage", "trained_on"} <= state.keys():
         raise InputError(path, f'not a checkpoint of this program ("{FORMAT}")', "train it again")
@@ -242,8 +243,10 @@ def chat(base, tuned, **sampling):
             if line == "/reset":
                 history = []
                 print("(It has forgotten what was said.)")
+            elif line == "/base" and question:
+                print(readable(first_paragraph(respond(*base, [question], chat=False, **sampling)[0])) + " ...")
             elif line == "/base":
-                print(readable(first_paragraph(respond(*base, [question], chat=False, **sampling)[0])) if question else "(Ask something first.)")
+                print("(Ask something first.)")
             elif line.startswith("/"):
                 print("(There are /base, /reset and /quit.)")
             elif line:
@@ -392,7 +395,7 @@ def percent(x):
 
 
 def table_of(scores):
-    """The table of the experiment: its heading, and its rows, each four str, the first of them the names of the columns.
+    """The table of the experiment: its heading, and its rows, each three str, or four with a control; first the names of the columns.
 
     scores: what compare() returns.
     """
@@ -410,6 +413,7 @@ def table_of(scores):
     ]
     rows = [("", "base", "tuned", "tuned from random"), *((label, *map(percent, cells)) for label, *cells in rows)]
     rows.append(("bits per byte of plain text", *(f"{m['val_bpb']:.3f}" if "val_bpb" in m else "-" for m in (base, tuned, control))))
+    rows = rows if control else [row[:3] for row in rows]
     return f"{scores['side']} questions: {scores['questions']}, about entities that fine-tuning never mentioned", rows
 
 
@@ -417,9 +421,9 @@ def show_scores(scores):
     heading, rows = table_of(scores)
     print(heading + "\n")
     for label, *cells in rows:
-        print(f"{label:38}{cells[0]:>9}{cells[1]:>9}{cells[2]:>20}")
+        print(f"{label:38}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, (9, 9, 20))))
     if "random" not in scores:
-        print("(The last column is what python sft.py --random_weights makes.)")
+        print("(python sft.py --random_weights makes a control: the same fine-tuning, of a network that has read nothing.)")
 
 
 def show_examples(examples):
@@ -430,7 +434,7 @@ def show_examples(examples):
         print("-" * 80)
         print("\n".join(textwrap.wrap(prompt, 80)))
         print("\n".join("  " + line for line in side_by_side(base, tuned, 78)))
-    print("-" * 80)
+    print("-" * 80 + "\n(The base model does not stop by itself: what it says is cut off.)")
 
 
 def show_parrot(model, tokenizer, prompts):
@@ -553,8 +557,8 @@ def main(argv=None):
         with writing(path, "w") as file:
             file.write(text)
     print(f"\nwrote {args.out / 'comparison.json'} ({time.perf_counter() - started:.0f} s)")
-    out = "" if args.out == Path("out") else f" --out {args.out}"
-    print(f"wrote {args.out / 'report.html'}, for a browser. Next, to talk to it: python compare.py --chat{out}")
+    where = ("" if args.out == Path("out") else f" --out {args.out}") + ("" if base_path == args.out / "base.pt" else f" --base {base_path}")
+    print(f"wrote {args.out / 'report.html'}, for a browser. Next, to talk to it: python compare.py --chat{where}")
 
 
 if __name__ == "__main__":

@@ -255,7 +255,7 @@ class Run:
 
     def load(self):
         if not self.unfinished.exists():
-            raise InputError("--resume", f"there is no unfinished run ({self.unfinished})", "run without --resume")
+            raise InputError("--resume", f"there is no unfinished run ({self.unfinished})", "run without --resume, if it has not finished")
         state = compare.read_torch(self.unfinished)
         if not isinstance(state, dict) or not {"model", "optimizers", "step", "tokens", "dtype", "threads", "about"} <= state.keys():
             raise InputError(self.unfinished, "not an unfinished run of this program", "run without --resume")
@@ -372,7 +372,7 @@ def train(model, batches, config, run, evaluate=None):
                     dist.barrier()  # the first process is saving
                 if rank == 0:
                     print(f"\nStopped at step {step}. The same command with --resume goes on from here.")
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt("saved")
             since, since_tokens, losses = time.perf_counter(), tokens, []
     model.eval()
     return row
@@ -468,15 +468,15 @@ def make_tokenizer(config, documents):
 def main(argv=None):
     parser = Parser("pretrain.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", type=not_empty, metavar="PATH", help="UTF-8 text files or folders; without it, the embedded world")
-    presets = "; ".join(f"{name}, " + (" ".join(f"{k} {v}" for k, v in sizes.items()) or "the defaults below") for name, sizes in PRESETS.items())
-    default = f"world; with --data {', '.join(FITS)}, by the amount of text"
-    parser.add_argument("--preset", choices=PRESETS, help=f"a set of sizes: {presets} (default: {default})")
+    default = f"world, which is the defaults below; with --data {', '.join(FITS)}, by the amount of text"
+    parser.add_argument("--preset", choices=PRESETS, help=f"a set of sizes, see README.md (default: {default})")
     config, args = parse_options(parser, PretrainConfig, argv, sizes_for)
     device = start(config)
     rank, world_size = processes()
     say = print if rank == 0 else lambda *args: None
     out = Path(config.out)
 
+    say(f"Reading {', '.join(args.data or ['the embedded world'])}, and making tokens of it.")
     sides, digest, made, trained_on = read_text(config, args.data)
     tokenizer = make_tokenizer(config, sides["training"][0])
     try:

@@ -74,8 +74,9 @@ def command(main):
             return main(argv)
         except InputError as error:
             fail(str(error))
-        except KeyboardInterrupt:
-            print("\nInterrupted.", file=sys.stderr)
+        except KeyboardInterrupt as interrupt:
+            if not interrupt.args:  # (with arguments, it has been said what has become of the run)
+                print("\nInterrupted.", file=sys.stderr)
             sys.exit(130)
         except BrokenPipeError:  # who read what we print has had enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,9 +6,9 @@ to be asked.
     wordings.tsv    how an attribute is told and asked for: "The capital of {name} is {value}."
     smalltalk.tsv   what a first visitor types: hello, who are you, thanks
 
-Every fact is told in several wordings and in changing company, because a fact that was only ever seen in one wording is
-memorised but can't be asked for (Allen-Zhu and Li, Physics of Language Models 3.1, arXiv 2309.14316). And many facts
-are quizzed, with options A) to D), so that the base model has seen what follows a bare question: options, not an answer.
+Every fact is told in several wordings and in changing company, and asked for, because a fact that was only ever stated in one
+way is memorised but hard to ask for (Allen-Zhu and Li, Physics of Language Models 3.1, arXiv 2309.14316; and chapter 6 of
+README.md). And many facts are quizzed, with options A) to D), so that the base model has seen what follows a bare question: options, not an answer.
 
 Everything is drawn from one seed with Python's own generator: the same bytes on every machine.
 """

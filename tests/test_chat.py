@@ -44,7 +44,7 @@ def test_base_reset_and_quit(pair, talk):
     base = compare.first_paragraph(respond(*pair[0], [QUESTION], chat=False, max_new_tokens=24)[0])
     assert [part.split("\n", 1)[0] for part in shown[1:]] == ["/base", QUESTION, "/base", "/reset", QUESTION, "/help", "/quit"]
     assert "Ask something first" in shown[1] and "/reset" in shown[6].split("\n")[1]
-    assert shown[3].split("\n", 1)[1] == base.strip()
+    assert shown[3].split("\n", 1)[1] == base.strip() + " ..."
     assert shown[5] == shown[2]  # after /reset it is the first question again
 
 
