@@ -126,7 +126,7 @@ def test_one_wording_alone_leaves_questions_and_the_other_way_round(tmp_path):
 
 
 def test_half_of_the_answers_are_terse(tmp_path):
-    values = {value + "." for e in world.load_facts()[0] for accepted in e.values.values() for value in accepted}
+    values = {f"It is {value}." for e in world.load_facts()[0] for accepted in e.values.values() for value in accepted}
     made, before = answer_of("terse", WORLD, tmp_path), world.build(1)
     assert made["corpus"] == before["corpus"]  # the base model stays what it was
     free = {f.answer for f in world.load_facts()[1]} | {row["response"] for row in world.load_smalltalk()}
