@@ -535,6 +535,7 @@ def main(argv=None):
         if value is not None and not least <= value <= most:
             raise InputError(f"--{name}", f"{value} is out of range", f"give a number from {least} to {most}")
     sampling = dict(temperature=args.temperature, top_k=args.top_k, max_new_tokens=args.length)
+    torch.seed()  # what is drawn by chance is to be another thing each time
     if args.ask is not None:
         if not args.ask.strip():
             raise InputError("--ask", "the prompt is empty", "type a question")
