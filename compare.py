@@ -18,18 +18,17 @@ import dataclasses
 import hashlib
 import json
 import math
-import re
 import sys
 import textwrap
 import time
-from itertools import zip_longest
 from pathlib import Path
 
 import torch
 
 from data import Tokenizer, encode_chat, world
-from data.report import page
-from data.terminal import InputError, Parser, Progress, command, writing
+from data.report import page, show_examples, show_scores, table_of
+from data.run import read_torch
+from data.terminal import InputError, Parser, Progress, command, readable, writing
 from data.text import Rows, open_tokens, read_json, read_log
 from model import GPT, GPTConfig, cross_entropy
 
@@ -69,14 +68,6 @@ def read_checkpoint(path):
     if not isinstance(state, dict) or state.get("format") != FORMAT or not {"stage", "trained_on"} <= state.keys():
         raise InputError(path, f'not a checkpoint of this program ("{FORMAT}")', "train it again")
     return state
-
-
-def read_torch(path):
-    """torch.load, of data only: nothing in the file is executed. Raises InputError for a file that is damaged or another's."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a file of other bytes makes the unpickler stumble over
-        raise InputError(path, f"not a checkpoint that can be read ({type(error).__name__})", "make it again") from None
 
 
 def sha256(path):
@@ -178,13 +169,13 @@ def respond(model, tokenizer, prompts, chat=True, max_new_tokens=64, temperature
     return [text for text, _ in complete(model, tokenizer, prompts, chat, max_new_tokens, temperature, top_k)]
 
 
+def first_paragraph(text):
+    """What counts, and is shown, of a base model, which would go on and on: its text up to the first blank line."""
+    return text.strip("\n").split("\n\n")[0]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # A conversation
-
-
-def readable(text):
-    """The text without control characters, which could make a terminal do things."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "?", text)
 
 
 def stream(model, tokenizer, input_ids, **sampling):
@@ -224,7 +215,7 @@ def fit(history, tokenizer, room):
     return history, input_ids
 
 
-def chat(base, tuned, **sampling):
+def talk(base, tuned, **sampling):
     """Talk to the tuned model until the input ends. base, tuned: (model, tokenizer) each."""
     model, tokenizer = tuned
     typed_here, history, question = sys.stdin.isatty(), [], None
@@ -272,44 +263,6 @@ def chat(base, tuned, **sampling):
 # Scores on the embedded world
 
 
-OPTIONS = re.compile(r"^\s*[A-D]\)", re.MULTILINE)
-
-
-class Scorer:
-    """Decides whether a completion answers a question of the embedded world (the rules stand in data/README.md)."""
-
-    def __init__(self):
-        values = {}  # (table, attribute) -> every value of every entity, with aliases
-        for entity in world.load_facts()[0]:
-            for attribute, accepted in entity.values.items():
-                values.setdefault((entity.table, attribute), set()).update(accepted)
-        self.patterns = {key: world.pattern_of(v, flags=0) for key, v in values.items()}
-
-    def answered(self, item, text):
-        """Whether the text is a statement with a right value and none of the attribute's other values.
-
-        item: a question of data/world.py. Lists of options and counter-questions are no statements.
-        """
-        if OPTIONS.search(text) or "?" in text:
-            return False
-        return self.right(item, text)
-
-    def right(self, item, text):
-        if "keys" in item:
-            return all(world.pattern_of(phrases).search(text) for phrases in item["keys"])
-        name = world.pattern_of([world.bare(item["name"])])
-        if not any(name.search(value) for value in item["accept"]):  # "Mexico" is part of the value "Mexico City"
-            text = name.sub(" ", text)
-        found = set(self.patterns[item["table"], item["attribute"]].findall(text))
-        return bool(found) and found <= set(item["accept"])
-
-    def knows(self, item, text):
-        """Whether the continuation of a cloze ("The capital of France is") begins with a right value."""
-        if "keys" in item:
-            return self.right(item, text.split("\n")[0])
-        return any(re.match(rf"\s*(?:an? |the )?{re.escape(value)}(?!\w)", text) for value in item["accept"])
-
-
 def share(flags):
     """The mean of a list of bool, or None for an empty one."""
     return sum(flags) / len(flags) if flags else None
@@ -325,11 +278,6 @@ def by_attribute(items, flags):
     return counts
 
 
-def first_paragraph(text):
-    """What counts, and is shown, of a base model, which would go on and on: its text up to the first blank line."""
-    return text.strip("\n").split("\n\n")[0]
-
-
 def score_base(model, tokenizer, items, scorer):
     """What the base model makes of the questions, put in four ways. Returns a dict of shares, 0 to 1."""
     questions = [item["prompt"] for item in items]
@@ -339,7 +287,7 @@ def score_base(model, tokenizer, items, scorer):
     cloze = respond(model, tokenizer, [i["cloze"] for i in items], chat=False, max_new_tokens=24)
     return {
         "plain": share([scorer.answered(i, t) for i, t in zip(items, plain)]),
-        "goes_on": share([bool(OPTIONS.search(t)) or "?" in t for t in plain]),
+        "goes_on": share([bool(world.OPTIONS.search(t)) or "?" in t for t in plain]),
         "chat": share([scorer.answered(i, t) for i, t in zip(items, chat)]),
         "faq": share([scorer.answered(i, t) for i, t in zip(items, faq)]),
         "knows": share([scorer.knows(i, t) for i, t in zip(items, cloze)]),
@@ -381,60 +329,6 @@ def text_loss(model, tokens, tokenizer):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What is shown
-
-
-def side_by_side(left, right, width=80):
-    """Two texts in two columns, as lines of at most width characters."""
-    column = (width - 3) // 2
-    wrap = lambda text: [piece for line in text.split("\n") for piece in textwrap.wrap(line, column) or [""]]
-    return [f"{a:<{column}} | {b}".rstrip() for a, b in zip_longest(wrap(left), wrap(right), fillvalue="")]
-
-
-def percent(x):
-    return "-" if x is None else f"{100 * x:.1f}%"
-
-
-def table_of(scores):
-    """The table of the experiment: its heading, and its rows, each three str, or four with a control; first the names of the columns.
-
-    scores: what compare() returns.
-    """
-    base, tuned, control = (scores.get(key, {}) for key in ("base", "tuned", "random"))
-    rows = [
-        ("answers the plain question", base.get("plain"), None, None),
-        ('answers it as "Q: ... A:"', base.get("faq"), None, None),
-        ("answers it in the chat template", base.get("chat"), tuned.get("answered"), control.get("answered")),
-        ("  in wordings never trained on", None, tuned.get("unseen"), control.get("unseen")),
-        ("  about the half it was trained on", None, tuned.get("train"), control.get("train")),
-        ("  small talk (trained on)", None, tuned.get("smalltalk"), control.get("smalltalk")),
-        ("stops by itself", None, tuned.get("stops"), control.get("stops")),
-        ("goes on with options or a question", base.get("goes_on"), None, None),
-        ('knows ("The capital of Kenya is ...")', base.get("knows"), None, None),
-    ]
-    rows = [("", "base", "tuned", "tuned from random"), *((label, *map(percent, cells)) for label, *cells in rows)]
-    rows.append(("bits per byte of plain text", *(f"{m['val_bpb']:.3f}" if "val_bpb" in m else "-" for m in (base, tuned, control))))
-    rows = rows if control else [row[:3] for row in rows]
-    return f"{scores['side']} questions: {scores['questions']}, about entities that fine-tuning never mentioned", rows
-
-
-def show_scores(scores):
-    heading, rows = table_of(scores)
-    print(heading + "\n")
-    for label, *cells in rows:
-        print(f"{label:38}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, (9, 9, 20))))
-    if "random" not in scores:
-        print("(python sft.py --random_weights makes a control: the same fine-tuning, of a network that has read nothing.)")
-
-
-def show_examples(examples):
-    """examples: [{"prompt", "base", "tuned"}]"""
-    print("  " + side_by_side("BASE", "TUNED", 78)[0])
-    for example in examples:
-        prompt, base, tuned = (readable(example[key]) for key in ("prompt", "base", "tuned"))
-        print("-" * 80)
-        print("\n".join(textwrap.wrap(prompt, 80)))
-        print("\n".join("  " + line for line in side_by_side(base, tuned, 78)))
-    print("-" * 80 + "\n(The base model does not stop by itself: what it says is cut off.)")
 
 
 def show_parrot(model, tokenizer, prompts):
@@ -492,7 +386,7 @@ def compare(base_path, tuned_path, side="test", device="cpu"):
         if prompts is EXAMPLES:
             source = "A question about what fine-tuning never mentioned, with the answer that it should get."
             talks = sorted(((item["prompt"], item["response"]) for item in items), key=lambda talk: talk[0] != prompts[0])
-        scorer = Scorer()
+        scorer = world.Scorer()
         results |= {"side": side, "questions": len(items), "base": score_base(base, tokenizer, items, scorer)}
         for i, name in enumerate(list(models)[1:], start=1):
             progress.update(4 * i, f"{name} on held-out questions")
@@ -518,9 +412,9 @@ def main(argv=None):
     parser = Parser("compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder with base.pt and sft.pt (default: out)")
     parser.add_argument("--base", type=Path, help="the base model, if it is not in that folder")
-    talk = parser.add_mutually_exclusive_group()
-    talk.add_argument("--ask", metavar="PROMPT", help="show what both models make of one prompt")
-    talk.add_argument("--chat", action="store_true", help="talk to the tuned model")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--ask", metavar="PROMPT", help="show what both models make of one prompt")
+    mode.add_argument("--chat", action="store_true", help="talk to the tuned model")
     parser.add_argument("--temperature", type=float, default=0.0, help="with --ask and --chat: 0 (default) takes the likeliest token; above, it draws")
     parser.add_argument("--top_k", type=int, help="with these: draw from so many of the likeliest tokens alone")
     parser.add_argument("--length", type=int, default=64, help="with these: tokens of an answer at most (default: 64)")
@@ -544,7 +438,7 @@ def main(argv=None):
         show_examples([{"prompt": args.ask, "base": first_paragraph(respond(*base, [args.ask], chat=False, **sampling)[0]), "tuned": answer}])
         return
     if args.chat:
-        chat(*load_pair(base_path, tuned_path, device), **sampling)
+        talk(*load_pair(base_path, tuned_path, device), **sampling)
         return
     started = time.perf_counter()
     results = compare(base_path, tuned_path, args.side, device)

@@ -18,14 +18,12 @@ STARTED = time.perf_counter()  # before torch is imported, so that the log count
 import argparse
 import atexit
 import contextlib
-import dataclasses
 import datetime
 import functools
 import hashlib
 import json
 import math
 import os
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +36,8 @@ from torch.nn.parallel import DistributedDataParallel
 import compare
 from compare import keep_freed_memory, pick_device
 from data import Tokenizer, world
-from data.terminal import InputError, Parser, Progress, cannot_write, clock, command, not_empty, parse_options, refuse_overwriting, setting, writing
+from data.run import LOG_EVERY, CtrlC, Run, processes
+from data.terminal import InputError, Parser, Progress, clock, command, not_empty, parse_options, refuse_overwriting, setting
 from data.text import Rows, Text, fills_a_row, find_files, open_tokens, survey, write_tokens
 from model import GPT, IGNORE_INDEX, GPTConfig
 
@@ -88,7 +87,6 @@ PRESETS = {
     ),
 }  # fmt: skip
 FITS = {"tiny": 0.3, "small": 5.0, "medium": math.inf}  # megabytes of text, below which a preset is chosen by itself
-LOG_EVERY = 10  # steps
 SAVE_EVERY = 60  # seconds between saves of an unfinished run
 MOST_VALIDATION = 1_000_000  # characters: the last tenth of a text, but of a large one no more than this
 PROMPTS = [  # what the base model is shown with at the end
@@ -177,11 +175,6 @@ def lr_scale(step, config):
 # The training loop
 
 
-def processes():
-    """(rank, number of processes) under torchrun, otherwise (0, 1)."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
 def precision(device):
     """What matrices are multiplied in: bfloat16 where the hardware has it, by what it says of itself; else float32."""
     kind = torch.device(device).type  # (a device or its name)
@@ -218,84 +211,6 @@ def backward(network, batch, config, dtype):
             (loss * world_size).backward()  # (the exchange between processes averages; the loss is a sum)
         loss_sum += loss.detach()
     return loss_sum
-
-
-class CtrlC:
-    """While this is open, the first Ctrl-C only sets .pressed, so that the loop can stop between two steps."""
-
-    def __enter__(self):
-        self.pressed, self.before = False, signal.signal(signal.SIGINT, self.note)
-        return self
-
-    def note(self, *_):
-        self.pressed = True
-        if processes()[0] == 0:
-            text = f"\nStopping within {LOG_EVERY} steps, to save. (A second Ctrl-C stops at once, and nothing is saved.)\n"
-            os.write(2, text.encode())  # (a signal can come in the middle of a print, and another print then fails)
-        if not dist.is_initialized():  # (torchrun hands a Ctrl-C on to processes that have had it already)
-            signal.signal(signal.SIGINT, self.before)  # the second one stops at once
-
-    def __exit__(self, *_):
-        signal.signal(signal.SIGINT, self.before)
-
-
-class Run:
-    """What a run that is not finished keeps on the disk: its log, and the file from which --resume goes on."""
-
-    def __init__(self, config, name, about):
-        """about: a dict of what must be the same when the run is resumed, besides the settings.
-
-        .state is what was saved, or None without --resume. Raises InputError if there is nothing to resume, or it is another run.
-        """
-        self.name, out = name, Path(config.out)
-        self.log, self.unfinished = out / f"{name}.jsonl", out / f"{name}.resume.pt"
-        settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in ("out", "resume", "device", "base")}
-        self.about = {**settings, "processes": processes()[1], **about}
-        self.state = self.load() if config.resume else None
-
-    def load(self):
-        if not self.unfinished.exists():
-            raise InputError("--resume", f"there is no unfinished run ({self.unfinished})", "run without --resume, if it has not finished")
-        state = compare.read_torch(self.unfinished)
-        if not isinstance(state, dict) or not {"model", "optimizers", "step", "tokens", "dtype", "threads", "about"} <= state.keys():
-            raise InputError(self.unfinished, "not an unfinished run of this program", "run without --resume")
-        for key, value in self.about.items():
-            was = state["about"].get(key)
-            if was != value:
-                raise InputError("--resume", f"{key} was {was} and is now {value}", "run with the same settings, or without --resume")
-        return state
-
-    def save(self, model, optimizers, **progress):
-        state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], **progress}
-        with writing(self.unfinished) as file:
-            torch.save({**state, "threads": torch.get_num_threads(), "about": self.about}, file)
-
-    def forget(self):
-        """Remove what was saved, and what is left of it if the program was killed while it was being written."""
-        for path in (self.unfinished, self.unfinished.with_name(self.unfinished.name + ".tmp")):
-            path.unlink(missing_ok=True)
-
-    def start_log(self):
-        """Begin the log, or keep of it what was logged up to the step that was saved; what came after will be logged again."""
-        rows = []
-        if self.state:
-            n = self.state["step"] // LOG_EVERY
-            print(f"Going on from step {self.state['step']}.")
-            rows = self.log.read_bytes().splitlines(keepends=True)[:n] if self.log.exists() else []
-            if len(rows) < n:
-                raise InputError(self.log, f"has lost some of its first {n} rows", "run without --resume")
-        elif self.unfinished.exists():
-            print("(An unfinished run was here. It is given up, as this one does not --resume it.)")
-            self.forget()
-        with writing(self.log) as file:
-            file.writelines(rows)
-
-    def log_row(self, row):
-        try:
-            with open(self.log, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise cannot_write(self.log, error) from None
 
 
 def take_step(network, optimizers, batch, step, config, dtype):

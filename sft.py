@@ -23,10 +23,11 @@ import torch
 
 import compare
 from data import encode_chat
+from data.run import Run, processes
 from data.terminal import InputError, Parser, clock, command, not_empty, parse_options, refuse_overwriting, setting
 from data.text import read_json
 from model import GPT, IGNORE_INDEX
-from pretrain import STARTED, Run, TrainConfig, precision, processes, start, train
+from pretrain import STARTED, TrainConfig, precision, start, train
 
 
 @dataclass

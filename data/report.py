@@ -1,13 +1,79 @@
 """
-The page that compare.py writes: one file of HTML and SVG, which needs neither a network nor JavaScript.
+What compare.py shows: in the terminal, and as a page, one file of HTML and SVG that needs neither a network nor JavaScript.
 
-Everything is given as plain data. Whatever comes from a file, a person or a model goes through safe().
+Everything is given as plain data. Whatever comes from a file, a person or a model goes through readable() or safe().
 """
 
 import math
 import re
+import textwrap
 from bisect import bisect_right
 from html import escape
+from itertools import zip_longest
+
+from data.terminal import readable
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In the terminal
+
+
+def side_by_side(left, right, width=80):
+    """Two texts in two columns, as lines of at most width characters."""
+    column = (width - 3) // 2
+    wrap = lambda text: [piece for line in text.split("\n") for piece in textwrap.wrap(line, column) or [""]]
+    return [f"{a:<{column}} | {b}".rstrip() for a, b in zip_longest(wrap(left), wrap(right), fillvalue="")]
+
+
+def percent(x):
+    return "-" if x is None else f"{100 * x:.1f}%"
+
+
+def table_of(scores):
+    """The table of the experiment: its heading, and its rows, each three str, or four with a control; first the names of the columns.
+
+    scores: what compare() returns.
+    """
+    base, tuned, control = (scores.get(key, {}) for key in ("base", "tuned", "random"))
+    rows = [
+        ("answers the plain question", base.get("plain"), None, None),
+        ('answers it as "Q: ... A:"', base.get("faq"), None, None),
+        ("answers it in the chat template", base.get("chat"), tuned.get("answered"), control.get("answered")),
+        ("  in wordings never trained on", None, tuned.get("unseen"), control.get("unseen")),
+        ("  about the half it was trained on", None, tuned.get("train"), control.get("train")),
+        ("  small talk (trained on)", None, tuned.get("smalltalk"), control.get("smalltalk")),
+        ("stops by itself", None, tuned.get("stops"), control.get("stops")),
+        ("goes on with options or a question", base.get("goes_on"), None, None),
+        ('knows ("The capital of Kenya is ...")', base.get("knows"), None, None),
+    ]
+    rows = [("", "base", "tuned", "tuned from random"), *((label, *map(percent, cells)) for label, *cells in rows)]
+    rows.append(("bits per byte of plain text", *(f"{m['val_bpb']:.3f}" if "val_bpb" in m else "-" for m in (base, tuned, control))))
+    rows = rows if control else [row[:3] for row in rows]
+    return f"{scores['side']} questions: {scores['questions']}, about entities that fine-tuning never mentioned", rows
+
+
+def show_scores(scores):
+    heading, rows = table_of(scores)
+    print(heading + "\n")
+    for label, *cells in rows:
+        print(f"{label:38}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, (9, 9, 20))))
+    if "random" not in scores:
+        print("(python sft.py --random_weights makes a control: the same fine-tuning, of a network that has read nothing.)")
+
+
+def show_examples(examples):
+    """examples: [{"prompt", "base", "tuned"}]"""
+    print("  " + side_by_side("BASE", "TUNED", 78)[0])
+    for example in examples:
+        prompt, base, tuned = (readable(example[key]) for key in ("prompt", "base", "tuned"))
+        print("-" * 80)
+        print("\n".join(textwrap.wrap(prompt, 80)))
+        print("\n".join("  " + line for line in side_by_side(base, tuned, 78)))
+    print("-" * 80 + "\n(The base model does not stop by itself: what it says is cut off.)")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# As a page
+
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fcfbf9; --ink: #22252a; --soft: #666b73; --line: #dedbd5; --grey: #f1efec;

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import re
 import shutil
 import sys
 import time
@@ -168,3 +169,8 @@ class Progress:
 def clock(seconds):
     """75 -> "1:15"."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def readable(text):
+    """The text without control characters, which could make a terminal do things."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "?", text)

@@ -44,6 +44,7 @@ SHOWN = [SEASONS, "Kenya", "Don Quixote", "silver", "panda", "Why is the sky blu
 # On which side of the split an entity is put by hand: what is shown as an example (compare.py) is never trained on; and
 # Earth, a word of many other texts ("alkaline earth metal"), is, as is the parrot, whose name the model bears.
 PINNED = {**dict.fromkeys(SHOWN, "test"), "Earth": "train", "parrot": "train"}
+OPTIONS = re.compile(r"^\s*[A-D]\)", re.MULTILINE)
 
 
 @dataclass
@@ -345,3 +346,38 @@ def write(world, folder, fingerprint=""):
             file.write(text)
     with writing(folder / "sha256", "w") as file:
         file.write(fingerprint)
+
+
+class Scorer:
+    """Decides whether a completion answers a question of the embedded world (the rules stand in data/README.md)."""
+
+    def __init__(self):
+        values = {}  # (table, attribute) -> every value of every entity, with aliases
+        for entity in load_facts()[0]:
+            for attribute, accepted in entity.values.items():
+                values.setdefault((entity.table, attribute), set()).update(accepted)
+        self.patterns = {key: pattern_of(v, flags=0) for key, v in values.items()}
+
+    def answered(self, item, text):
+        """Whether the text is a statement with a right value and none of the attribute's other values.
+
+        item: a question of data/world.py. Lists of options and counter-questions are no statements.
+        """
+        if OPTIONS.search(text) or "?" in text:
+            return False
+        return self.right(item, text)
+
+    def right(self, item, text):
+        if "keys" in item:
+            return all(pattern_of(phrases).search(text) for phrases in item["keys"])
+        name = pattern_of([bare(item["name"])])
+        if not any(name.search(value) for value in item["accept"]):  # "Mexico" is part of the value "Mexico City"
+            text = name.sub(" ", text)
+        found = set(self.patterns[item["table"], item["attribute"]].findall(text))
+        return bool(found) and found <= set(item["accept"])
+
+    def knows(self, item, text):
+        """Whether the continuation of a cloze ("The capital of France is") begins with a right value."""
+        if "keys" in item:
+            return self.right(item, text.split("\n")[0])
+        return any(re.match(rf"\s*(?:an? |the )?{re.escape(value)}(?!\w)", text) for value in item["accept"])

@@ -14,7 +14,6 @@ tokenizing   encoding text to a file beside tiktoken's own encode_ordinary_batch
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import platform

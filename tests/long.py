@@ -7,7 +7,6 @@ Checks that take too long for the tests. Each prints its figures.
 """
 
 import json
-import os
 import random
 import shutil
 import subprocess

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import compare
-from compare import chat, fit, load_pair, respond, stream
+from compare import fit, load_pair, respond, stream
 from data import Tokenizer, encode_chat
 from model import GPT, GPTConfig
 
@@ -24,7 +24,7 @@ def talk(pair, monkeypatch, capsys):
 
     def talk(*lines):
         monkeypatch.setattr("sys.stdin", io.StringIO("".join(line + "\n" for line in lines)))
-        chat(*pair, **GREEDY)
+        compare.talk(*pair, **GREEDY)
         return [part.strip() for part in capsys.readouterr().out.split("\n> ")]
 
     return talk
@@ -52,7 +52,7 @@ def test_what_was_said_before_is_seen(pair, monkeypatch, capsys):
     seen = []
     monkeypatch.setattr(compare, "stream", lambda model, tokenizer, ids, **_: seen.append(tokenizer.decode(ids)) or "It is so.")
     monkeypatch.setattr("sys.stdin", io.StringIO("Who?\nWhy?\n/reset\nHow?\n"))
-    chat(*pair, **GREEDY)
+    compare.talk(*pair, **GREEDY)
     assert seen == [
         "<|user|>Who?<|end|><|assistant|>",
         "<|user|>Who?<|end|><|assistant|>It is so.<|end|><|user|>Why?<|end|><|assistant|>",
@@ -83,7 +83,7 @@ def test_ctrl_d_and_ctrl_c_leave_quietly(error, pair, monkeypatch, capsys):
         raise error
 
     monkeypatch.setattr("builtins.input", read)
-    chat(*pair, **GREEDY)
+    compare.talk(*pair, **GREEDY)
     assert capsys.readouterr().err == ""
 
 

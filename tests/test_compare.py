@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import compare
-from compare import InputError, Scorer, complete, load, respond, save, side_by_side, text_loss
+from compare import InputError, complete, load, respond, save, text_loss
 from data import Tokenizer
+from data.report import side_by_side
+from data.world import Scorer
 from model import GPT, GPTConfig
 
 

@@ -9,10 +9,11 @@ import torch
 
 import pretrain
 import sft
+from data.run import Run
 from data.terminal import InputError
 from long import final_weights, log_rows, run_and_kill
 from model import GPT, GPTConfig
-from pretrain import PretrainConfig, Run, train
+from pretrain import PretrainConfig, train
 
 SIZES = "--n_layer 2 --n_embd 32 --block_size 32 --vocab_size 290 --batch_size 8 --dropout 0.1 --device cpu".split()
 

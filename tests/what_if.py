@@ -23,9 +23,11 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from compare import Scorer, complete, load, percent, share  # noqa: E402
+from compare import complete, load, share  # noqa: E402
 from data import world  # noqa: E402
+from data.report import percent  # noqa: E402
 from data.text import read_json  # noqa: E402
+from data.world import Scorer  # noqa: E402
 
 CHAPTER = "## 6 What if?\n"
 PAGE = ROOT / "README.md"
