@@ -149,6 +149,15 @@ class Cache:
         self.k, self.v = self.k[rows], self.v[rows]
 
 
+def slices(logits):
+    """The rows of logits, (N, V), in slices that a processor's cache can hold while they are worked on.
+
+    (On a GPU in larger ones, as every step of the work takes a while to begin there.)
+    """
+    size = max(16, (2**18 if logits.device.type == "cpu" else 2**26) // logits.size(1))
+    return [slice(i, i + size) for i in range(0, len(logits), size)]
+
+
 class CrossEntropy(torch.autograd.Function):
     """-log softmax(logits)[target] for every row, and its derivative, softmax(logits) - onehot(target).
 
@@ -157,14 +166,11 @@ class CrossEntropy(torch.autograd.Function):
     way forward, while the softmax is at hand: to come back for it later would cost as much again. It goes backward once.
     """
 
-    SLICE = 256  # rows
-
     @staticmethod
     def forward(ctx, logits, targets):
         losses = torch.empty(len(targets), 1, device=logits.device)
         grad = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        for i in range(0, len(targets), CrossEntropy.SLICE):
-            rows = slice(i, i + CrossEntropy.SLICE)
+        for rows in slices(logits):
             z, target = logits[rows].float(), targets[rows, None]
             p = z.softmax(dim=-1)
             # -log p[target] = max z - z[target] - log(max p). (The target's own p may round to 0; the largest never does.)
@@ -178,7 +184,9 @@ class CrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_losses):
         (grad,) = ctx.saved_tensors
-        return grad.mul_(grad_losses[:, None]), None  # in place: of a large vocabulary, this is the largest thing there is
+        for rows in slices(grad):
+            grad[rows] *= grad_losses[rows, None]  # in place: of a large vocabulary, this is the largest thing there is
+        return grad, None
 
 
 def cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="mean"):

@@ -14,6 +14,7 @@ tokenizing   encoding text to a file beside tiktoken's own encode_ordinary_batch
 """
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import platform
@@ -180,20 +181,21 @@ def fine_tuning(path=None, base=None):
     print(f"{'  held-out loss after ' + str(config.max_steps) + ' steps':44}{mine[0]:>10.3f}{its[0]:>10.3f}  nats per token")
 
 
-def loss_and_gradient(function, N, V):
+def loss_and_gradient(function, N, V, dtype):
     torch.manual_seed(0)
-    logits, targets = torch.randn(N, V, device=DEVICE, requires_grad=True), torch.randint(V, (N,), device=DEVICE)
+    logits, targets = torch.randn(N, V, device=DEVICE, dtype=dtype, requires_grad=True), torch.randint(V, (N,), device=DEVICE)
 
     def both():
-        logits.grad = None
-        function(logits, targets).backward()
+        with torch.autocast(torch.device(DEVICE).type, dtype, enabled=dtype == torch.bfloat16):  # (F.cross_entropy then works in float32, as ours does)
+            loss = function(logits, targets)
+        torch.autograd.grad(loss, logits)
 
     return both
 
 
-def peak_memory(name, N, V):
+def peak_memory(name, *logits):
     """How many MB more are needed at most for one loss and gradient. Runs in a process of its own."""
-    both = loss_and_gradient({"ours": cross_entropy, "torch's": F.cross_entropy}[name], N, V)
+    both = loss_and_gradient({"ours": cross_entropy, "torch's": F.cross_entropy}[name], *logits)
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -211,13 +213,13 @@ def peak():
 
 
 def loss():
-    for N, V in ((4096, 1024), (2048, 50257)):
-        ours, theirs = in_turn(loss_and_gradient(cross_entropy, N, V), loss_and_gradient(F.cross_entropy, N, V), 25 if V < 9999 else 9)
-        show(f"loss and gradient, ({N}, {V})", 1000 * ours, 1000 * theirs, "ms", False)
+    for dtype, (N, V) in itertools.product(dict.fromkeys((torch.float32, precision(DEVICE))), ((4096, 1024), (2048, 50257))):
+        ours, theirs = in_turn(*(loss_and_gradient(function, N, V, dtype) for function in (cross_entropy, F.cross_entropy)), 100 if V < 9999 else 9)
+        show(f"loss and gradient, ({N}, {V}), {str(dtype)[6:]}", 1000 * ours, 1000 * theirs, "ms", False)
         if DEVICE == "mps" or (DEVICE == "cpu" and sys.platform != "linux"):
             continue  # (nothing there tells the peak)
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-            show("  memory", *(pool.apply(peak_memory, (name, N, V)) for name in ("ours", "torch's")), "MB", False)
+            show("  memory", *(pool.apply(peak_memory, (name, N, V, dtype)) for name in ("ours", "torch's")), "MB", False)
 
 
 @torch.inference_mode()

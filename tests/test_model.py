@@ -1,11 +1,14 @@
 """The network: its loss, what a position may see, and generation."""
 
 import math
+import multiprocessing
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+import bench
 from model import GPT, GPTConfig, cross_entropy
 
 
@@ -49,6 +52,15 @@ def test_cross_entropy_is_torchs(shape, reduction, scale):
     (theirs * weights).sum().backward()
     torch.testing.assert_close(a.grad, b.grad)
     assert torch.isfinite(a.grad).all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of the memory from /proc")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cross_entropy_holds_no_copy_of_the_logits_in_float32(dtype):
+    """What it needs at most, beside the logits: their gradient, of the same size, and a slice of some rows."""
+    logits = 1024 * 20000 * torch.empty(0, dtype=dtype).element_size() / 1e6
+    with multiprocessing.get_context("spawn").Pool(1) as pool:  # (in a process without memory to spare from other tests)
+        assert logits <= pool.apply(bench.peak_memory, ("ours", 1024, 20000, dtype)) < logits + 35
 
 
 def test_cross_entropy_with_another_ignore_index():
