@@ -52,6 +52,7 @@ EXAMPLES = [  # shown side by side; what they ask about is never fine-tuned on (
 def save(path, model, tokenizer, **about):
     """Write everything that is needed to use the model later; about: what it was trained on, and how."""
     weights = {name: p.detach().cpu() for name, p in model.state_dict().items()}
+    weights["head.weight"] = weights["embed.weight"]  # one table, stored once
     state = {"format": FORMAT, "config": dataclasses.asdict(model.config), "weights": weights, "tokenizer": tokenizer.state()}
     with writing(Path(path)) as file:
         torch.save({**state, **about}, file)
@@ -318,8 +319,9 @@ def text_loss(model, tokens, tokenizer):
     device, was_training = model.embed.weight.device, model.training
     model.eval()
     total, count = 0.0, 0
-    for start in range(0, len(rows), 32):
-        batch = rows.batch(range(start, min(start + 32, len(rows))))
+    size = max(1, 4096 // model.config.block_size)  # rows at a time
+    for start in range(0, len(rows), size):
+        batch = rows.batch(range(start, min(start + size, len(rows))))
         logits, loss = model(batch["input_ids"].to(device), batch["labels"].to(device))
         total += loss.item() * len(logits)
         count += len(logits)

@@ -63,12 +63,12 @@ def attend(q, k, v, mask, dropout):
     q: (B, H, T, D); k, v: (B, H, S, D); mask: bool, (B, 1, T, S), True where a query may look; or None, where S is T:
     then everybody looks at itself and back. Returns (B, H, T, D).
     """
-    if q.device.type != "cpu":  # (without a mask, torch can choose the fastest of its fused kernels)
+    if q.is_cuda:  # (without a mask, torch can choose the fastest of its fused kernels)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout)
-    # The same thing written out. On a CPU, at these sizes, it trains as fast as torch's fused kernel, and faster in bfloat16.
+    # The same thing written out, for all other devices. On a CPU, at these sizes, it trains as fast as torch's fused kernel, and faster in bfloat16.
     if mask is None:
-        mask = torch.ones(q.size(-2), k.size(-2), dtype=torch.bool).tril()
-    unseen = torch.zeros(mask.shape, dtype=q.dtype).masked_fill(~mask, float("-inf"))  # softmax turns -inf into 0
+        mask = torch.ones(q.size(-2), k.size(-2), dtype=torch.bool, device=q.device).tril()
+    unseen = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, float("-inf"))  # softmax turns -inf into 0
     scores = (q * q.size(-1) ** -0.5) @ k.transpose(-2, -1) + unseen  # (B, H, T, S)
     return F.dropout(scores.softmax(dim=-1), dropout) @ v
 

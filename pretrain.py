@@ -104,12 +104,12 @@ PROMPTS = [  # what the base model is shown with at the end
 
 
 def orthogonalize(G):
-    """Bring all singular values of each matrix near 1 and keep their directions.
+    """Bring all singular values of each matrix near 1, and keep its singular vectors.
 
     G: (n, rows, cols), any scale. Returns the same shape, in bfloat16 where the hardware has it: it need not be exact.
 
     By a Newton-Schulz iteration: five times a polynomial of the matrix, tuned by Jordan et al. to pull any singular
-    value from 0.01 to 1 into 0.7 to 1.2.
+    value from 0.01 to 1 into 0.68 to 1.13.
     """
     if G.size(1) > G.size(2):
         return orthogonalize(G.mT).mT
@@ -188,7 +188,7 @@ def precision(device):
 def backward(network, batch, config, dtype):
     """Add the gradients of one step's loss: the sum over all its supervised tokens, divided by their number.
 
-    batch: {"input_ids", "labels"}, (B, T) each, the same on every process. Each takes every world-th row, and these in
+    batch: {"input_ids", "labels"}, (B, T) each, the same on every process. Process r of n takes rows r, r + n, r + 2n ..., and these in
     micro-batches; the division is by the number of the whole batch, so it makes no difference how it is split
     (a mean of means would give a token more weight where there are few). Returns this process's part of the loss.
     """
@@ -327,7 +327,7 @@ def start(config):
     device = pick_device("cpu" if torchrun and config.device == "auto" and not torch.cuda.is_available() else config.device)
     if torchrun and not dist.is_initialized():
         if device == "cuda":
-            device = f"cuda:{os.environ['LOCAL_RANK']}"
+            device = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
             torch.cuda.set_device(device)
         backend = "nccl" if device.startswith("cuda") else "gloo"
         dist.init_process_group(backend, timeout=datetime.timedelta(days=1))  # the others wait while the first encodes the text

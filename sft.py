@@ -10,6 +10,8 @@ pretraining. What is new is what a batch holds, in encode() and sft_data_collato
 on everything that is not the assistant's own words.
 """
 
+from pretrain import STARTED, TrainConfig, precision, start, train  # first: its clock starts before torch is imported
+
 import argparse
 import functools
 import hashlib
@@ -27,7 +29,6 @@ from data.run import Run, processes
 from data.terminal import InputError, Parser, clock, command, not_empty, parse_options, refuse_overwriting, setting
 from data.text import read_json
 from model import GPT, IGNORE_INDEX
-from pretrain import STARTED, TrainConfig, precision, start, train
 
 
 @dataclass
@@ -40,7 +41,7 @@ class SFTConfig(TrainConfig):
     lr: float = setting(0.001, "learning rate of the matrices inside the blocks (Muon)")
     embed_lr: float = setting(0.01, "learning rate of the special tokens' rows of the embedding (AdamW)")
     cooldown: float = setting(0.8, "share of the steps, the last ones, in which the learning rates fall to zero")
-    eval_every: int = setting(50, "steps between measurements of the validation loss")
+    eval_every: int = setting(50, "steps between measurements of the validation loss (rounded up to tens)")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -183,8 +184,9 @@ def dialogue_loss(model, examples, tokenizer):
     """The mean loss over all supervised tokens of some conversations, in nats. Dropout is off."""
     total, count, device, was_training = 0.0, 0, model.embed.weight.device, model.training
     model.eval()
-    for i in range(0, len(examples), 64):
-        batch = sft_data_collator(examples[i : i + 64], tokenizer, model.config.block_size)
+    size = max(1, 8192 // model.config.block_size)  # rows at a time
+    for i in range(0, len(examples), size):
+        batch = sft_data_collator(examples[i : i + size], tokenizer, model.config.block_size)
         logits, loss = model(batch["input_ids"].to(device), batch["labels"].to(device))
         total, count = total + loss.item() * len(logits), count + len(logits)
     model.train(was_training)

@@ -2,7 +2,7 @@
 The chat template: how a conversation becomes one row of token ids, and which of them the loss looks at.
 
     <|user|>What is the capital of Kenya?<|end|><|assistant|>The capital of Kenya is Nairobi.<|end|>
-    .       .  .  .   .       .  .    .  .      .            *   *       *  *     *  *      **
+    .       .   .  .   .       .  .     ..      .            *  *       *  *     *  *       **
 
 A dot is context; a star is supervised. The mask is made here, where the text is laid out, in the same pass, so the two
 cannot drift apart.

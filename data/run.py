@@ -39,7 +39,8 @@ class CtrlC:
     def note(self, *_):
         self.pressed = True
         if processes()[0] == 0:
-            text = f"\nStopping within {LOG_EVERY} steps, to save. (A second Ctrl-C stops at once, and nothing is saved.)\n"
+            second = "" if dist.is_initialized() else " (A second Ctrl-C stops at once, and nothing is saved.)"
+            text = f"\nStopping within {LOG_EVERY} steps, to save.{second}\n"
             os.write(2, text.encode())  # (a signal can come in the middle of a print, and another print then fails)
         if not dist.is_initialized():  # (torchrun hands a Ctrl-C on to processes that have had it already)
             signal.signal(signal.SIGINT, self.before)  # the second one stops at once

@@ -46,7 +46,7 @@ def parse_options(parser, Config, argv, preset=lambda args: {}):
     for f in dataclasses.fields(Config):
         text = f.metadata["help"] + (f" (default: {f.default})" if f.default != "" else "")
         if f.type is bool:
-            parser.add_argument(f"--{f.name}", action="store_true", default=None, help=f.metadata["help"])
+            parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, default=None, help=f.metadata["help"])
         else:
             parser.add_argument(f"--{f.name}", type=not_empty if f.type is str else f.type, metavar=f.type.__name__.upper(), help=text)
     args = parser.parse_args(argv)

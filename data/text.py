@@ -17,7 +17,7 @@ import torch
 
 from data.terminal import InputError, Progress, writing
 
-IGNORE_INDEX = -100
+IGNORE_INDEX = -100  # model.py's: data/ imports nothing from outside itself
 PIECE = 2**20  # bytes of a file that are read at a time
 
 

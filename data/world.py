@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 ROUNDS = 4  # how many times the corpus goes through all facts, in other wordings and another order
 # Who asks and who answers in the texts, and what stands after their names: many, so that one more pair, <|user|> and
 # <|assistant|>, is nothing new. Mostly their words stand on a line of their own, and so begin with the tokens that
-# begin a turn of the template: "Fog" and " Fog" are two.
+# begin a turn of the template: "Fog" and " Fog" are different tokens.
 SPEAKERS = [("Q", "A"), ("Question", "Answer"), ("Student", "Teacher"), ("Reader", "Editor"), ("Guest", "Host"), ("Child", "Parent")]
 NAMES = "Ada Ben Cleo Dan Eva Finn Gus Hana Ida Jon Kim Leo Mia Noah Olga Paul Rosa Sam Tom Uma Vera Will Yuri Zoe".split()
 MARKS = [":", ":", ":", " -", ">", " |", " says", ""]
