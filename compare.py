@@ -66,7 +66,7 @@ def read_checkpoint(path):
         out = "" if path.parent == Path("out") else f" --out {path.parent}"
         raise InputError(path, "no such checkpoint", f"make it with python {stage}{out}, or name another folder or file")
     state = read_torch(path)
-    if not isinstance(state, dict) or state.get("format") != FORMAT or not {"stage", "trained_on"} <= state.keys():
+    if not isinstance(state, dict) or state.get("format") != FORMAT or not (isinstance(state.get("trained_on"), dict) and "stage" in state):
         raise InputError(path, f'not a checkpoint of this program ("{FORMAT}")', "train it again")
     return state
 
@@ -112,7 +112,7 @@ def world_of(base_path):
         return None
     stamp = folder / "sha256"
     if not stamp.exists() or stamp.read_text(encoding="utf-8") != about.get("text_sha256"):
-        raise InputError(folder, f"is not of the run that made {base_path}", "run python pretrain.py again")
+        raise InputError(folder, f"is not of the run that made {base_path}", f"run python pretrain.py --seed {about.get('seed')} again, which makes both")
     return folder
 
 
@@ -218,6 +218,8 @@ def fit(history, tokenizer, room):
 
 def talk(base, tuned, **sampling):
     """Talk to the tuned model until the input ends. base, tuned: (model, tokenizer) each."""
+    if sys.stdin is None or sys.stdout is None:
+        raise InputError("--chat", "there is no input, or no output, to talk through", "use --ask")
     model, tokenizer = tuned
     typed_here, history, question = sys.stdin.isatty(), [], None
     if hasattr(sys.stdin, "reconfigure"):
@@ -376,6 +378,8 @@ def compare(base_path, tuned_path, side="test", device="cpu"):
     progress = Progress("compare", 4 * len(models))
     progress.update(0, "examples")
     prompts = read_checkpoint(tuned_path).get("examples") or EXAMPLES
+    if not (isinstance(prompts, list) and all(isinstance(prompt, str) and prompt.strip() for prompt in prompts)):
+        raise InputError(tuned_path, "its examples are not a list of prompts", "run python sft.py again")
     examples = [
         {"prompt": prompt, "base": first_paragraph(a), "tuned": b}
         for prompt, a, b in zip(prompts, respond(base, tokenizer, prompts, chat=False), respond(*models["tuned"], prompts))

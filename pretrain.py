@@ -374,7 +374,7 @@ def make_tokenizer(config, documents):
         raise InputError("--tokenizer", f"tiktoken has no encoding {config.tokenizer!r}", f"choose one of {', '.join(names)}")
     try:
         return Tokenizer.named(config.tokenizer)
-    except OSError as error:  # (what goes wrong with a connection is one, too)
+    except (OSError, ValueError) as error:  # (what goes wrong with a connection is an OSError, and other bytes than expected a ValueError)
         what = f"{config.tokenizer} cannot be downloaded ({type(error).__name__})"
         raise InputError("--tokenizer", what, "go online for its first use, or name the folder that holds it in TIKTOKEN_CACHE_DIR") from None
 

@@ -151,6 +151,7 @@ CASES = {
     "another world beside the base": ("sft", ["--base", "{tmp}/base.pt", *SHORT], {"base.pt": changed(), "world/sha256": "of another"}, "world: is not of the run"),
     "no world beside the base": ("sft", ["--base", "{tmp}/base.pt", *SHORT], {"base.pt": changed()}, "there is no embedded world beside the base model"),
     "tuned from another base": ("compare", ["--base", "{tmp}/base.pt", *SHORT], {"base.pt": changed(seed=77)}, "sft.pt: was not tuned from"),
+    "trained on nobody knows what": ("sft", ["--base", "{tmp}/base.pt", *SHORT], {"base.pt": changed(trained_on=5)}, "base.pt: not a checkpoint of this program"),
     # options
     "n_embd not divisible": ("pretrain", [*ON_TEXT, "--n_embd", "65"], {}, "n_embd (65) must be a multiple of twice n_head"),
     "no layer": ("pretrain", [*ON_TEXT, "--n_layer", "0"], {}, "--n_layer: 0 is out of range; give a whole number from 1"),

@@ -138,3 +138,20 @@ def test_ask_uses_the_options(small_world, capsys):
     torch.manual_seed(0)
     assert ask("--temperature", "5") != ask()
     assert ask("--temperature", "5", "--top_k", "1") == ask()
+
+
+def test_without_an_input_there_is_no_conversation(small_world, monkeypatch, capsys):
+    """As where a service starts the program: Python then has no stdin at all."""
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(SystemExit) as stopped:
+        compare.main(["--out", str(small_world), "--device", "cpu", "--chat"])
+    assert stopped.value.code == 2 and "--chat" in capsys.readouterr().err
+
+
+def test_examples_of_a_checkpoint_must_be_prompts(small_world, tmp_path, capsys):
+    for name in ("base.pt", "sft.pt"):
+        (tmp_path / name).write_bytes((small_world / name).read_bytes())
+    torch.save({**torch.load(tmp_path / "sft.pt"), "examples": ["", 5]}, tmp_path / "sft.pt")
+    with pytest.raises(SystemExit) as stopped:
+        compare.main(["--out", str(tmp_path), "--device", "cpu"])
+    assert stopped.value.code == 2 and "its examples are not a list of prompts" in capsys.readouterr().err
