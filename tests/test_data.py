@@ -323,3 +323,10 @@ def test_the_corpus_is_full_of_quizzes(made):
         if first in questions:
             assert rest.startswith("A) "), document
     assert all("\n\n" not in document for document in made["corpus"])
+
+
+@pytest.mark.parametrize("damaged", [b"", b"\x01\x00\x02", b"\xff" * 400])
+def test_a_damaged_file_of_tokens_is_refused(damaged, tokenizer, tmp_path):
+    (tmp_path / "train.bin").write_bytes(damaged)
+    with pytest.raises(InputError, match="train.bin: is damaged"):
+        open_tokens(tmp_path / "train.bin", tokenizer)
