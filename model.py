@@ -170,9 +170,10 @@ class CrossEntropy(torch.autograd.Function):
     def forward(ctx, logits, targets):
         losses = torch.empty(len(targets), 1, device=logits.device)
         grad = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        in_place = grad is not None and grad.dtype == torch.float32  # the softmax, where the derivative will stand: a copy less
         for rows in slices(logits):
             z, target = logits[rows].float(), targets[rows, None]
-            p = z.softmax(dim=-1)
+            p = torch.softmax(z, dim=-1, out=grad[rows] if in_place else None)
             # -log p[target] = max z - z[target] - log(max p). (The target's own p may round to 0; the largest never does.)
             losses[rows] = z.amax(dim=-1, keepdim=True) - z.gather(1, target) - p.amax(dim=-1, keepdim=True).log()
             if grad is not None:
