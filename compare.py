@@ -66,7 +66,7 @@ def read_checkpoint(path):
         out = "" if path.parent == Path("out") else f" --out {path.parent}"
         raise InputError(path, "no such checkpoint", f"make it with python {stage}{out}, or name another folder or file")
     state = read_torch(path)
-    if not isinstance(state, dict) or state.get("format") != FORMAT or not (isinstance(state.get("trained_on"), dict) and "stage" in state):
+    if not isinstance(state, dict) or state.get("format") != FORMAT or "stage" not in state or not isinstance(state.get("trained_on"), dict):
         raise InputError(path, f'not a checkpoint of this program ("{FORMAT}")', "train it again")
     return state
 
@@ -112,7 +112,7 @@ def world_of(base_path):
         return None
     stamp = folder / "sha256"
     if not stamp.exists() or stamp.read_text(encoding="utf-8") != about.get("text_sha256"):
-        raise InputError(folder, f"is not of the run that made {base_path}", f"run python pretrain.py --seed {about.get('seed')} again, which makes both")
+        raise InputError(folder, f"is not of the run that made {base_path}", f"run python pretrain.py --out {folder.parent} --seed {about.get('seed')} again")
     return folder
 
 

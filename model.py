@@ -185,8 +185,8 @@ class CrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_losses):
         (grad,) = ctx.saved_tensors
-        for rows in slices(grad):
-            grad[rows] *= grad_losses[rows, None]  # in place: of a large vocabulary, this is the largest thing there is
+        for rows in slices(grad):  # in place: of a large vocabulary, this is the largest thing there is
+            grad[rows] *= grad_losses[rows, None]  # (and of bfloat16, torch makes a float32 copy for this product)
         return grad, None
 
 

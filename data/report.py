@@ -5,7 +5,6 @@ Everything is given as plain data. Whatever comes from a file, a person or a mod
 """
 
 import math
-import re
 import textwrap
 from bisect import bisect_right
 from html import escape
@@ -111,8 +110,8 @@ LEGEND = f'<li class="supervised"><span class="token">supervised{LOSSES}<li><spa
 
 
 def safe(text):
-    """Any text as HTML that shows it and does nothing else. (Control characters have no place in a page.)"""
-    return escape(re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", str(text)))
+    """Any text as HTML that shows it and does nothing else."""
+    return escape(readable(str(text), "\ufffd"))
 
 
 def points(rows, key):

@@ -171,6 +171,6 @@ def clock(seconds):
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def readable(text):
-    """The text without control characters, which could make a terminal do things."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "?", text)
+def readable(text, instead="?"):
+    """The text without control characters, which could make a terminal do things, and have no place in a page."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", instead, text)

@@ -184,7 +184,8 @@ def dtype_of(tokenizer):
 def open_tokens(path, tokenizer):
     """The tokens of such a file, (n,), read from the disk as they are needed. Raises InputError if it holds anything else."""
     dtype, size = dtype_of(tokenizer), path.stat().st_size
-    if size == 0 or size % dtype.itemsize or (tokens := np.memmap(path, dtype=dtype, mode="r")).max() >= tokenizer.n_vocab:
+    tokens = np.memmap(path, dtype=dtype, mode="r") if size and size % dtype.itemsize == 0 else np.array([])
+    if len(tokens) == 0 or tokens.max() >= tokenizer.n_vocab:
         raise InputError(path, "is damaged", "delete it, and run python pretrain.py again")
     return tokens
 

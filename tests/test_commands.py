@@ -3,14 +3,19 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 
+import pytest
 import torch
 
 import compare
 import pretrain
 import sft
-from conftest import SIZES
+from conftest import ROOT, SIZES
+from data.terminal import Parser, parse_options
 from model import GPT
+from pretrain import PRESETS, PretrainConfig
 
 
 def test_the_base_model_parrots_and_the_tuned_one_answers(small_world):
@@ -82,3 +87,21 @@ def test_pretraining_on_ones_own_text(tmp_path):
     pretrain.main([*arguments, "--vocab_size", "270", "--block_size", "16"])
     model, tokenizer = compare.load(tmp_path / "base.pt")
     assert tokenizer.n_vocab == 270 and model.config.block_size == 16
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+def test_the_clock_starts_before_torch_is_imported(stage):
+    """The log's seconds count from the start of the process, and to import torch takes some of them."""
+    look = (
+        "import sys\n"
+        "class Look:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'torch': print('started' if hasattr(sys.modules.get('pretrain'), 'STARTED') else 'not yet')\n"
+        f"sys.path.insert(0, {str(ROOT)!r}); sys.meta_path.insert(0, Look()); import {stage}"
+    )
+    assert subprocess.run([sys.executable, "-c", look], capture_output=True, encoding="utf-8").stdout.split("\n")[0] == "started"
+
+
+def test_what_a_preset_switches_on_can_be_switched_off():
+    config = lambda *typed: parse_options(Parser("p"), PretrainConfig, typed, lambda args: PRESETS["gpt2"])[0]
+    assert config().compile and not config("--no-compile").compile
