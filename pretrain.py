@@ -36,7 +36,7 @@ from torch.nn.parallel import DistributedDataParallel
 import compare
 from compare import keep_freed_memory, pick_device
 from data import Tokenizer, world
-from data.run import LOG_EVERY, CtrlC, Run, processes
+from data.run import LOG_EVERY, CtrlC, Run, leave, processes
 from data.terminal import InputError, Parser, Progress, clock, command, not_empty, parse_options, refuse_overwriting, setting
 from data.text import Rows, Text, fills_a_row, find_files, open_tokens, survey, write_tokens
 from model import GPT, IGNORE_INDEX, GPTConfig
@@ -449,3 +449,4 @@ def main(argv=None):
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -25,7 +25,7 @@ import torch
 
 import compare
 from data import encode_chat
-from data.run import Run, processes
+from data.run import Run, leave, processes
 from data.terminal import InputError, Parser, clock, command, not_empty, parse_options, refuse_overwriting, setting
 from data.text import read_json
 from model import GPT, IGNORE_INDEX
@@ -264,3 +264,4 @@ def main(argv=None):
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 import pretrain
 import sft
 from conftest import ROOT
+from data.run import leave
 from long import final_weights, log_rows
 from model import GPT, GPTConfig
 from pretrain import PretrainConfig, backward
@@ -73,8 +74,7 @@ def one_of_two(rank, folder):
     if rank == 0:
         torch.save(results, f"{folder}/results.pt")
     dist.barrier()
-    dist.destroy_process_group()
-    os._exit(0)  # (what torch does after this, when the interpreter is gone, sometimes aborts the process)
+    leave()
 
 
 def test_gradients_are_those_of_one_process(tmp_path):
@@ -124,6 +124,21 @@ def test_both_stages_on_two_processes(tmp_path):
             assert row["loss"] == pytest.approx(other["loss"], abs=1e-3) and row.get("val_loss") == pytest.approx(other.get("val_loss"), abs=1e-3)
     a, b = final_weights(one / "base.pt"), final_weights(two / "base.pt")
     assert all((a[key] - b[key]).norm() < 0.05 * a[key].norm() for key in a)
+
+
+def test_a_process_of_several_leaves_before_the_interpreter_is_taken_apart(tmp_path):
+    """Where the threads of the exchange could still be at work. What it has printed is not lost; a process alone ends as ever."""
+    code = """
+import atexit, sys, torch.distributed as dist
+from data.run import leave
+atexit.register(print, "taken apart")
+if len(sys.argv) > 1:
+    dist.init_process_group("gloo", init_method=sys.argv[1], rank=0, world_size=1)
+print("done")
+leave()"""
+    said = lambda *where: subprocess.run([sys.executable, "-c", code, *where], cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout.split("\n")
+    assert said((tmp_path / "meet").as_uri()) == ["done", ""]
+    assert said() == ["done", "taken apart", ""]
 
 
 def test_ctrl_c_and_going_on_with_two_processes(tmp_path):
