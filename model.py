@@ -154,7 +154,7 @@ def slices(logits):
 
     (On a GPU in larger ones, as every step of the work takes a while to begin there.)
     """
-    size = max(16, (2**18 if logits.device.type == "cpu" else 2**26) // logits.size(1))
+    size = max(16, (2**19 if logits.device.type == "cpu" else 2**26) // logits.size(1))
     return [slice(i, i + size) for i in range(0, len(logits), size)]
 
 
@@ -168,18 +168,20 @@ class CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits, targets):
-        losses = torch.empty(len(targets), 1, device=logits.device)
+        target = targets[:, None]  # (N, 1), as all that follows
+        largest, likeliest = torch.empty(2, len(targets), 1, device=logits.device)
+        minus_one = torch.full_like(largest, -1.0)
         grad = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         in_place = grad is not None and grad.dtype == torch.float32  # the softmax, where the derivative will stand: a copy less
         for rows in slices(logits):
-            z, target = logits[rows].float(), targets[rows, None]
+            z = logits[rows].float()
             p = torch.softmax(z, dim=-1, out=grad[rows] if in_place else None)
-            # -log p[target] = max z - z[target] - log(max p). (The target's own p may round to 0; the largest never does.)
-            losses[rows] = z.amax(dim=-1, keepdim=True) - z.gather(1, target) - p.amax(dim=-1, keepdim=True).log()
+            largest[rows], likeliest[rows] = z.amax(dim=-1, keepdim=True), p.amax(dim=-1, keepdim=True)
             if grad is not None:
-                grad[rows] = p.scatter_add_(1, target, torch.full_like(losses[rows], -1.0))  # softmax, minus one at the target
+                grad[rows] = p.scatter_add_(1, target[rows], minus_one[rows])  # softmax, minus one at the target
         ctx.save_for_backward(grad)
-        return losses.squeeze(1)
+        # -log p[target] = max z - z[target] - log(max p). (The target's own p may round to 0; the largest never does.)
+        return (largest - logits.gather(1, target).float() - likeliest.log()).squeeze(1)
 
     @staticmethod
     @once_differentiable
