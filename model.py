@@ -130,16 +130,12 @@ class Block(nn.Module):
 class Cache:
     """The keys and values that one attention layer has computed so far, so that generating a token costs one position."""
 
-    def __init__(self, room):
-        """room: for how many positions."""
-        self.room, self.past = room, 0  # past: how many positions there are
-        self.k = self.v = None
+    def __init__(self, k, v):
+        """k, v: (B, H, room, D) each, where they will be written to."""
+        self.k, self.v, self.past = k, v, 0  # past: how many positions there are
 
     def append(self, k, v):
         """k, v: (B, H, T, D), the newest positions. Returns all of them so far, (B, H, S, D)."""
-        if self.k is None:
-            B, H, _, D = k.shape
-            self.k, self.v = k.new_empty(B, H, self.room, D), v.new_empty(B, H, self.room, D)
         start, self.past = self.past, self.past + k.size(2)
         self.k[:, :, start : self.past], self.v[:, :, start : self.past] = k, v
         return self.k[:, :, : self.past], self.v[:, :, : self.past]
@@ -283,6 +279,27 @@ class GPT(nn.Module):
         logits = self.head(x.index_select(0, scored))  # (N, V): where nothing is scored, nothing is projected
         return logits, cross_entropy(logits, targets[scored])
 
+    def fill(self, contexts, max_new_tokens):
+        """Put the beginnings of texts into new caches, aligned at their right ends, with room for some more tokens.
+
+        contexts: lists of token ids, sorted by length. A few are worked on at a time: of similar length, they need little padding.
+        Returns the residual stream of the last positions, (B, C), and padding and caches, see hidden().
+        """
+        device, B, longest = self.embed.weight.device, len(contexts), len(contexts[-1])
+        room, n_head = min(self.config.block_size, longest + max_new_tokens), self.config.n_head
+        padding = torch.tensor([longest - len(context) for context in contexts], device=device)
+        caches = [Cache(*self.embed.weight.new_zeros(2, B, n_head, room, self.config.n_embd // n_head)) for _ in self.blocks]
+        x = []
+        for i in range(0, B, 16):
+            some, width = contexts[i : i + 16], len(contexts[i : i + 16][-1])
+            start, rows = longest - width, slice(i, i + 16)
+            input_ids = torch.tensor([[0] * (width - len(context)) + context for context in some], device=device)
+            parts = [Cache(cache.k[rows, :, start:], cache.v[rows, :, start:]) for cache in caches]
+            x.append(self.hidden(input_ids, padding[rows] - start, parts)[:, -1])
+        for cache in caches:
+            cache.past = longest
+        return torch.cat(x), padding, caches
+
     @torch.inference_mode()
     def generate(self, prompts, max_new_tokens, temperature=1.0, top_k=None, stop=None, on_token=None):
         """Continue each prompt, all in one batch.
@@ -313,14 +330,12 @@ class GPT(nn.Module):
                 if len(contexts[i]) > block_size:
                     contexts[i] = contexts[i][-max(1, block_size // 2) :]
                     caches = None
-            if caches is None or caches[0].past == block_size:  # (re)fill: all rows, aligned at the right
-                longest = max(len(contexts[i]) for i in active)
-                rows = [[0] * (longest - len(contexts[i])) + contexts[i] for i in active]
-                padding = torch.tensor([longest - len(contexts[i]) for i in active], device=device)
-                caches = [Cache(min(block_size, longest + max_new_tokens)) for _ in self.blocks]
+            if caches is None or caches[0].past == block_size:
+                active.sort(key=lambda i: len(contexts[i]))
+                x, padding, caches = self.fill([contexts[i] for i in active], max_new_tokens)
             else:
-                rows = [contexts[i][-1:] for i in active]
-            x = self.hidden(torch.tensor(rows, device=device), padding, caches)[:, -1]  # (rows, C)
+                newest = torch.tensor([contexts[i][-1:] for i in active], device=device)
+                x = self.hidden(newest, padding, caches)[:, -1]  # (rows, C)
             logits = self.head(x).float()  # (rows, V)
             if temperature < 1e-6:  # (to divide by less would overflow)
                 tokens = logits.argmax(dim=-1).tolist()
