@@ -13,7 +13,6 @@ stored. This file also holds what both stages share around the training: checkpo
 import argparse
 import codecs
 import contextlib
-import ctypes
 import dataclasses
 import hashlib
 import json
@@ -26,6 +25,7 @@ from pathlib import Path
 import torch
 
 from data import Tokenizer, encode_chat, world
+from data.machine import keep_freed_memory, pick_device
 from data.report import page, show_examples, show_scores, table_of
 from data.run import read_torch
 from data.terminal import InputError, Parser, Progress, command, readable, writing
@@ -114,30 +114,6 @@ def world_of(base_path):
     if not stamp.exists() or stamp.read_text(encoding="utf-8") != about.get("text_sha256"):
         raise InputError(folder, f"is not of the run that made {base_path}", f"run python pretrain.py --out {folder.parent} --seed {about.get('seed')} again")
     return folder
-
-
-def keep_freed_memory():
-    """Let the C library keep the memory of tensors that are gone for those that come.
-
-    On Linux, glibc hands large blocks back to the system and asks for them anew: a twentieth to an eighth of a training step.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap too
-        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: and the heap does not shrink
-
-
-def pick_device(name):
-    """The best device there is for "auto", or the named one. Raises InputError if that is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return next(device for device in there if there[device])
-    try:
-        if not there.get(name.split(":")[0]):
-            raise RuntimeError
-        torch.zeros((), device=name)
-    except (RuntimeError, AssertionError):
-        raise InputError("--device", f"there is no {name} here", "use " + " or ".join(d for d in there if there[d])) from None
-    return name
 
 
 # ---------------------------------------------------------------------------------------------------------------------

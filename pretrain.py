@@ -16,14 +16,11 @@ import time
 STARTED = time.perf_counter()  # before torch is imported, so that the log counts from the start of the process
 
 import argparse
-import atexit
 import contextlib
-import datetime
 import functools
 import hashlib
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,9 +31,9 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import compare
-from compare import keep_freed_memory, pick_device
 from data import Tokenizer, world
-from data.run import LOG_EVERY, CtrlC, Run, leave, processes
+from data.machine import leave, precision, processes, start
+from data.run import LOG_EVERY, CtrlC, Run
 from data.terminal import InputError, Parser, Progress, clock, command, not_empty, parse_options, refuse_overwriting, setting
 from data.text import Rows, Text, fills_a_row, find_files, open_tokens, survey, write_tokens
 from model import GPT, IGNORE_INDEX, GPTConfig
@@ -175,16 +172,6 @@ def lr_scale(step, config):
 # The training loop
 
 
-def precision(device):
-    """What matrices are multiplied in: bfloat16 where the hardware has it, by what it says of itself; else float32."""
-    kind = torch.device(device).type  # (a device or its name)
-    if kind == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    if kind == "cpu" and torch.cpu._is_avx512_bf16_supported():
-        return torch.bfloat16
-    return torch.float32
-
-
 def backward(network, batch, config, dtype):
     """Add the gradients of one step's loss: the sum over all its supervised tokens, divided by their number.
 
@@ -201,9 +188,9 @@ def backward(network, batch, config, dtype):
     size = config.micro_batch_size or len(input_ids)
     starts = range(0, len(input_ids), size)
     loss_sum = torch.zeros((), device=device)
-    for start in starts:
-        x, y = input_ids[start : start + size].to(device), labels[start : start + size].to(device)
-        last = start == starts[-1]
+    for i in starts:
+        x, y = input_ids[i : i + size].to(device), labels[i : i + size].to(device)
+        last = i == starts[-1]
         with contextlib.nullcontext() if world_size == 1 or last else network.no_sync():
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
                 logits, loss = network(x, y)
@@ -318,22 +305,6 @@ def shuffled(n, batch_size, seed):
         return np.random.default_rng([seed, epoch]).permutation(n)
 
     return lambda s: [order(i // n)[i % n] for i in range(s * batch_size, (s + 1) * batch_size)]
-
-
-def start(config):
-    """Set up memory, devices, processes and seeds. Returns the device."""
-    keep_freed_memory()
-    torchrun = "RANK" in os.environ
-    device = pick_device("cpu" if torchrun and config.device == "auto" and not torch.cuda.is_available() else config.device)
-    if torchrun and not dist.is_initialized():
-        if device == "cuda":
-            device = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
-            torch.cuda.set_device(device)
-        backend = "nccl" if device.startswith("cuda") else "gloo"
-        dist.init_process_group(backend, timeout=datetime.timedelta(days=1))  # the others wait while the first encodes the text
-        atexit.register(dist.destroy_process_group)
-    torch.manual_seed(config.seed)
-    return device
 
 
 def read_text(config, paths):

@@ -10,7 +10,7 @@ pretraining. What is new is what a batch holds, in encode() and sft_data_collato
 on everything that is not the assistant's own words.
 """
 
-from pretrain import STARTED, TrainConfig, precision, start, train  # first: its clock starts before torch is imported
+from pretrain import STARTED, TrainConfig, train  # first: its clock starts before torch is imported
 
 import argparse
 import functools
@@ -25,7 +25,8 @@ import torch
 
 import compare
 from data import encode_chat
-from data.run import Run, leave, processes
+from data.machine import leave, precision, processes, start
+from data.run import Run
 from data.terminal import InputError, Parser, clock, command, not_empty, parse_options, refuse_overwriting, setting
 from data.text import read_json
 from model import GPT, IGNORE_INDEX

@@ -6,33 +6,15 @@ import dataclasses
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from data.machine import processes
 from data.terminal import InputError, cannot_write, writing
 
 LOG_EVERY = 10  # steps
-
-
-def processes():
-    """(rank, number of processes) under torchrun, otherwise (0, 1)."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def leave():
-    """Under torchrun, end the process here and now, when all is done; otherwise do nothing.
-
-    The threads by which torch exchanges tensors outlive their group, and one that lets go of a tensor while the interpreter is being
-    taken apart aborts the process (pytorch pull request 179291): rarely, but torchrun then calls the whole run a failure.
-    """
-    if dist.is_initialized():
-        dist.destroy_process_group()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
 
 
 def read_torch(path):

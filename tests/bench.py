@@ -32,11 +32,12 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from compare import keep_freed_memory, load, pick_device  # noqa: E402
+from compare import load  # noqa: E402
 from data import Tokenizer, world  # noqa: E402
+from data.machine import keep_freed_memory, pick_device, precision  # noqa: E402
 from data.text import Rows, read_json, write_tokens  # noqa: E402
 from model import GPT, IGNORE_INDEX, GPTConfig, cross_entropy  # noqa: E402
-from pretrain import PretrainConfig, make_optimizers, precision, shuffled, take_step  # noqa: E402
+from pretrain import PretrainConfig, make_optimizers, shuffled, take_step  # noqa: E402
 from sft import SFTConfig, batches_of_similar_length, dialogue_loss, encode, prepare_special_tokens, sft_data_collator  # noqa: E402
 
 DEVICE = pick_device("auto")

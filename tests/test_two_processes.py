@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 import pretrain
 import sft
 from conftest import ROOT
-from data.run import leave
+from data.machine import leave
 from long import final_weights, log_rows
 from model import GPT, GPTConfig
 from pretrain import PretrainConfig, backward
@@ -130,7 +130,7 @@ def test_a_process_of_several_leaves_before_the_interpreter_is_taken_apart(tmp_p
     """Where the threads of the exchange could still be at work. What it has printed is not lost; a process alone ends as ever."""
     code = """
 import atexit, sys, torch.distributed as dist
-from data.run import leave
+from data.machine import leave
 atexit.register(print, "taken apart")
 if len(sys.argv) > 1:
     dist.init_process_group("gloo", init_method=sys.argv[1], rank=0, world_size=1)
