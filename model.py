@@ -291,10 +291,11 @@ class GPT(nn.Module):
         caches = [Cache(*self.embed.weight.new_zeros(2, B, n_head, room, self.config.n_embd // n_head)) for _ in self.blocks]
         x = []
         for i in range(0, B, 16):
-            some, width = contexts[i : i + 16], len(contexts[i : i + 16][-1])
-            start, rows = longest - width, slice(i, i + 16)
-            input_ids = torch.tensor([[0] * (width - len(context)) + context for context in some], device=device)
-            parts = [Cache(cache.k[rows, :, start:], cache.v[rows, :, start:]) for cache in caches]
+            rows = slice(i, i + 16)
+            width = len(contexts[rows][-1])
+            start = longest - width
+            input_ids = torch.tensor([[0] * (width - len(context)) + context for context in contexts[rows]], device=device)
+            parts = [Cache(cache.k[rows, :, start:], cache.v[rows, :, start:]) for cache in caches]  # views: what is put into them is in caches
             x.append(self.hidden(input_ids, padding[rows] - start, parts)[:, -1])
         for cache in caches:
             cache.past = longest
