@@ -10,6 +10,10 @@ Asked about the other half, which fine-tuning never mentioned, the tuned model c
 stored. This file also holds what both stages share around the training: checkpoints and completions.
 """
 
+import os
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before torch is imported, as in pretrain.py
+
 import argparse
 import codecs
 import contextlib

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import os
 import subprocess
 import sys
 
@@ -87,6 +88,17 @@ def test_pretraining_on_ones_own_text(tmp_path):
     pretrain.main([*arguments, "--vocab_size", "270", "--block_size", "16"])
     model, tokenizer = compare.load(tmp_path / "base.pt")
     assert tokenizer.n_vocab == 270 and model.config.block_size == 16
+
+
+@pytest.mark.parametrize("program", ["pretrain", "sft", "compare"])
+def test_threads_that_wait_do_not_keep_a_processor_from_others(program):
+    """What torch's libgomp says of itself when it is loaded, where it is that which torch comes with."""
+    shown = {**os.environ, "OMP_DISPLAY_ENV": "verbose"}
+    shown.pop("GOMP_SPINCOUNT", None)  # (the tests run in a process that has it already)
+    said = subprocess.run([sys.executable, "-c", f"import {program}"], cwd=ROOT, env=shown, capture_output=True, encoding="utf-8", check=True).stderr
+    if "GOMP_SPINCOUNT" not in said:
+        pytest.skip("torch has other threads here")
+    assert "GOMP_SPINCOUNT = '10000'" in said
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft"])
