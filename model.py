@@ -131,7 +131,7 @@ class Cache:
     """The keys and values that one attention layer has computed so far, so that generating a token costs one position."""
 
     def __init__(self, k, v):
-        """k, v: (B, H, room, D) each, where they will be written to."""
+        """k, v: (B, H, room, D) each, to be written into: room is for how many positions."""
         self.k, self.v, self.past = k, v, 0  # past: how many positions there are
 
     def append(self, k, v):
@@ -164,7 +164,7 @@ class CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits, targets):
-        target = targets[:, None]  # (N, 1), as all that follows
+        target = targets[:, None]  # (N, 1), as the three below
         largest, likeliest = torch.empty(2, len(targets), 1, device=logits.device)
         minus_one = torch.full_like(largest, -1.0)
         grad = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
@@ -176,7 +176,8 @@ class CrossEntropy(torch.autograd.Function):
             if grad is not None:
                 grad[rows] = p.scatter_add_(1, target[rows], minus_one[rows])  # softmax, minus one at the target
         ctx.save_for_backward(grad)
-        # -log p[target] = max z - z[target] - log(max p). (The target's own p may round to 0; the largest never does.)
+        # -log p[target] = max z - z[target] - log(max p). (The target's own p may round to 0; the largest never does.
+        # And the difference of logits first: large ones would swallow the logarithm.)
         return (largest - logits.gather(1, target).float() - likeliest.log()).squeeze(1)
 
     @staticmethod
@@ -279,10 +280,11 @@ class GPT(nn.Module):
         logits = self.head(x.index_select(0, scored))  # (N, V): where nothing is scored, nothing is projected
         return logits, cross_entropy(logits, targets[scored])
 
-    def fill(self, contexts, max_new_tokens):
-        """Put the beginnings of texts into new caches, aligned at their right ends, with room for some more tokens.
+    def prefill(self, contexts, max_new_tokens):
+        """Put contexts into new caches, aligned at their right ends, with room for max_new_tokens more (but no more than block_size in all).
 
-        contexts: lists of token ids, sorted by length. A few are worked on at a time: of similar length, they need little padding.
+        contexts: lists of token ids, the shortest first. A few rows are worked on at a time: of similar length, they need
+        little padding, and the memory for that does not grow with their number.
         Returns the residual stream of the last positions, (B, C), and padding and caches, see hidden().
         """
         device, B, longest = self.embed.weight.device, len(contexts), len(contexts[-1])
@@ -290,10 +292,10 @@ class GPT(nn.Module):
         padding = torch.tensor([longest - len(context) for context in contexts], device=device)
         caches = [Cache(*self.embed.weight.new_zeros(2, B, n_head, room, self.config.n_embd // n_head)) for _ in self.blocks]
         x = []
-        for i in range(0, B, 16):
+        for i in range(0, B, 16):  # (so few that little is padding, so many that the processor is busy)
             rows = slice(i, i + 16)
             width = len(contexts[rows][-1])
-            start = longest - width
+            start = longest - width  # what is left of it is never written, and must be zeros: NaN would get through the mask
             input_ids = torch.tensor([[0] * (width - len(context)) + context for context in contexts[rows]], device=device)
             parts = [Cache(cache.k[rows, :, start:], cache.v[rows, :, start:]) for cache in caches]  # views: what is put into them is in caches
             x.append(self.hidden(input_ids, padding[rows] - start, parts)[:, -1])
@@ -308,7 +310,7 @@ class GPT(nn.Module):
         prompts: lists of token ids, of any lengths but 0. temperature: 0 takes the likeliest token every time;
         otherwise logits are divided by it before sampling, from the top_k likeliest alone if that is given.
         stop: a token id that ends a row (it is the row's last token), or None.
-        on_token(row, token) is called for every token as soon as it is there.
+        on_token(row, token) is called for every token as soon as it is there (within a step, rows come in no particular order).
         Returns a list of lists: the new ids of each row, without its prompt.
         When a row outgrows block_size, its last half block is kept and the cache is filled again from it.
         Raises ValueError for an empty prompt, a temperature below 0 or a top_k below 1.
@@ -333,7 +335,7 @@ class GPT(nn.Module):
                     caches = None
             if caches is None or caches[0].past == block_size:
                 active.sort(key=lambda i: len(contexts[i]))
-                x, padding, caches = self.fill([contexts[i] for i in active], max_new_tokens)
+                x, padding, caches = self.prefill([contexts[i] for i in active], max_new_tokens)
             else:
                 newest = torch.tensor([contexts[i][-1:] for i in active], device=device)
                 x = self.hidden(newest, padding, caches)[:, -1]  # (rows, C)

@@ -72,8 +72,9 @@ def start(config):
 def leave():
     """Under torchrun, end the process here and now, when all is done; otherwise do nothing.
 
-    The threads by which torch exchanges tensors outlive their group, and one that lets go of a tensor while the interpreter is being
-    taken apart aborts the process (pytorch pull request 179291): rarely, but torchrun then calls the whole run a failure.
+    A thread by which torch exchanges tensors, and which lets go of one while the interpreter is being taken apart, aborts the process
+    (pytorch pull request 179291), and after DDP they are still there when their group is destroyed. It is rare, but torchrun then calls
+    the whole run a failure.
     """
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -216,7 +216,7 @@ def peak():
 
 def loss():
     for dtype, (N, V) in itertools.product(dict.fromkeys((torch.float32, precision(DEVICE))), ((4096, 1024), (2048, 50257))):
-        times, rounds = (10, 20) if V < 9999 else (1, 9)  # ten small ones in a row: one would find the processor's cache full of the other's
+        times, rounds = (10, 20) if V < 9999 else (1, 9)  # small ones ten in a row: a single one would begin with the processor's cache full of what the other worked on
         ours, theirs = in_turn(*(loss_and_gradient(function, N, V, dtype, times) for function in (cross_entropy, F.cross_entropy)), rounds)
         show(f"loss and gradient, ({N}, {V}), {str(dtype)[6:]}", 1000 * ours / times, 1000 * theirs / times, "ms", False)
         if DEVICE == "mps" or (DEVICE == "cpu" and sys.platform != "linux"):

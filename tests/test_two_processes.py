@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 import pretrain
 import sft
 from conftest import ROOT
-from data.machine import leave
+from data.machine import leave, precision
 from long import final_weights, log_rows
 from model import GPT, GPTConfig
 from pretrain import PretrainConfig, backward
@@ -88,15 +88,18 @@ def test_gradients_are_those_of_one_process(tmp_path):
             assert all((a - b).norm() <= 1e-5 * b.norm() for a, b in zip(grads, expected)), (name, micro_batch_size)
 
 
-def torchrun(program, arguments):
-    """On two processes. (The port is chosen by torchrun.)"""
+def torchrun(program, arguments, folder):
+    """On two processes. (The port is chosen by torchrun.) Each must leave before its interpreter is taken apart, see leave()."""
+    watch = 'import atexit, os\nif "RANK" in os.environ: atexit.register(print, "taken apart")\n'
+    (folder / "sitecustomize.py").write_text(watch, encoding="utf-8")
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / program), *arguments]
-    done = subprocess.run(run, capture_output=True, encoding="utf-8", env={**os.environ, "PYTHONIOENCODING": "utf-8"}, timeout=300)
+    done = subprocess.run(run, capture_output=True, encoding="utf-8", env={**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONPATH": str(folder)}, timeout=300)
     assert done.returncode == 0, done.stderr
+    assert "taken apart" not in done.stdout
     return done.stdout
 
 
-IN_FLOAT32 = pytest.mark.skipif(pretrain.precision("cpu") != torch.float32, reason="in bfloat16, sums in another order differ by more")
+IN_FLOAT32 = pytest.mark.skipif(precision("cpu") != torch.float32, reason="in bfloat16, sums in another order differ by more")
 
 
 @IN_FLOAT32
@@ -112,9 +115,9 @@ def test_both_stages_on_two_processes(tmp_path):
     tuned = ["--data", str(tmp_path / "talks.json"), "--base", str(one / "base.pt"), *common, "--batch_size", "4"]
     pretrain.main([*base, "--out", str(one)])
     sft.main([*tuned, "--out", str(one)])
-    said = torchrun("pretrain.py", [*base, "--out", str(two)])
+    said = torchrun("pretrain.py", [*base, "--out", str(two)], tmp_path)
     assert said.count("Pretraining on cpu") == 1 and said.count("What it makes of a prompt") == 1
-    assert torchrun("sft.py", [*tuned, "--out", str(two)]).count("BASE") == 1
+    assert torchrun("sft.py", [*tuned, "--out", str(two)], tmp_path).count("BASE") == 1
     assert {p.name for p in one.iterdir()} == {p.name for p in two.iterdir()}
     for stage in ("pretrain", "sft"):
         a, b = log_rows(one / f"{stage}.jsonl"), log_rows(two / f"{stage}.jsonl")
@@ -145,7 +148,7 @@ def test_ctrl_c_and_going_on_with_two_processes(tmp_path):
     (tmp_path / "text.txt").write_text("Once upon a time there was a parrot that could not answer a question. " * 60, encoding="utf-8")
     sizes = "--n_layer 2 --n_embd 32 --block_size 32 --vocab_size 290 --dropout 0.1 --max_steps 300 --device cpu".split()
     arguments = ["--data", str(tmp_path / "text.txt"), *sizes]
-    torchrun("pretrain.py", [*arguments, "--out", str(tmp_path / "a")])
+    torchrun("pretrain.py", [*arguments, "--out", str(tmp_path / "a")], tmp_path)
     log = tmp_path / "b" / "pretrain.jsonl"
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "pretrain.py"), *arguments]
     process = subprocess.Popen([*run, "--out", str(tmp_path / "b")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8")
@@ -158,7 +161,7 @@ def test_ctrl_c_and_going_on_with_two_processes(tmp_path):
     finally:
         process.kill()
     assert not (tmp_path / "b" / "base.pt").exists()
-    torchrun("pretrain.py", [*arguments, "--out", str(tmp_path / "b"), "--resume"])
+    torchrun("pretrain.py", [*arguments, "--out", str(tmp_path / "b"), "--resume"], tmp_path)
     a, b = final_weights(tmp_path / "a" / "base.pt"), final_weights(tmp_path / "b" / "base.pt")
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert log_rows(tmp_path / "a" / "pretrain.jsonl") == log_rows(log)
