@@ -1,4 +1,4 @@
-"""Everything between text and token ids: the tokenizer, the chat template, the embedded world. And the housekeeping: machine, run, terminal, report."""
+"""What the models learn from: text, the tokenizer, the chat template and the embedded world."""
 
 from data.chat import encode_chat
 from data.tokenizer import Tokenizer

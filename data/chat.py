@@ -1,51 +1,51 @@
 """
-The chat template: how a conversation becomes one row of token ids, and which of them the loss looks at.
+The chat template: how a conversation becomes one row of token ids, and which ones the loss sees.
 
     <|user|>What is the capital of Kenya?<|end|><|assistant|>The capital of Kenya is Nairobi.<|end|>
     .       .   .  .   .       .  .     ..      .            *  *       *  *     *  *       **
 
-A dot is context; a star is supervised. The mask is made here, where the text is laid out, in the same pass, so the two
-cannot drift apart.
+A dot is context, a star is supervised. Template and mask are made in one pass, so the two can't
+drift apart.
 """
-
-ROLES = ("system", "user", "assistant")
 
 
 def check_messages(messages):
-    """Raise ValueError unless messages are [system,] user, assistant, user, assistant ..., each with some text."""
+    """Raise ValueError unless messages are [system,] user, assistant, user, assistant, ..."""
     if not isinstance(messages, list) or not messages:
         raise ValueError("a conversation must be a list of at least one message")
-    for i, message in enumerate(messages):
+    for i, message in enumerate(messages, start=1):
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise ValueError(f'message {i + 1} must be an object with "role" and "content"')
+            raise ValueError(f'message {i} must be an object with "role" and "content"')
         role, content = message["role"], message["content"]
-        if role not in ROLES:
-            raise ValueError(f"message {i + 1} has the unknown role {role!r}; the roles are {', '.join(ROLES)}")
+        if role not in ("system", "user", "assistant"):
+            raise ValueError(
+                f"message {i} has the unknown role {role!r}; use system, user, assistant"
+            )
         if not isinstance(content, str) or not content.strip():
-            raise ValueError(f"message {i + 1} ({role}) must have a text that is not empty")
+            raise ValueError(f"message {i} ({role}) must have a text that is not empty")
     roles = [message["role"] for message in messages]
-    has_system = roles[0] == "system"
     if "system" in roles[1:]:
-        raise ValueError("a system message can only be the first")
-    if has_system and len(roles) == 1:
+        raise ValueError("only the first message can be a system message")
+    if roles == ["system"]:
         raise ValueError("a system message needs a user message after it")
-    for i, role in enumerate(roles[has_system:]):
-        if role != ("user", "assistant")[i % 2]:
-            raise ValueError("user and assistant must take turns, the user first")
+    turns = roles[1:] if roles[0] == "system" else roles
+    if turns != [("user", "assistant")[i % 2] for i in range(len(turns))]:
+        raise ValueError("user and assistant must take turns, the user first")
 
 
 def encode_chat(messages, tokenizer):
-    """Lay a conversation out as ids. messages: [{"role": "user", "content": "..."}, ...], the last from either role.
+    """Turn a conversation into ids. messages: [{"role": "user", "content": "..."}, ...]
 
-    Returns (input_ids, supervised), two lists of one length: ids, and True on the assistant's own words and on the <|end|>
-    that closes them, in every turn. After a last message from the user, <|assistant|> is added: the model's cue to answer.
-    A system message joins the first user turn. Each text is encoded on its own, so no merge reaches from a prompt into a
-    response. Raises ValueError for anything but well-formed conversations.
+    Returns (input_ids, supervised), lists of one length. supervised is True on the assistant's
+    words and on the <|end|> that closes them, in every turn. If the user spoke last, <|assistant|>
+    is added: the model's cue to answer. A system message joins the first user turn. Each text is
+    encoded by itself, so no token spans a prompt and its response. Raises ValueError if malformed.
     """
     check_messages(messages)
     if messages[0]["role"] == "system":
         system, first, *rest = messages
-        messages = [{"role": "user", "content": system["content"] + "\n\n" + first["content"]}, *rest]
+        both = system["content"] + "\n\n" + first["content"]
+        messages = [{"role": "user", "content": both}, *rest]
     input_ids, supervised = [], []
 
     def add(ids, is_supervised):

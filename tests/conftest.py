@@ -1,4 +1,4 @@
-"""What several test files use: a small run of both stages, made once."""
+"""A small run of both stages, made once and used by several test files."""
 
 from pathlib import Path
 
@@ -6,30 +6,30 @@ import pytest
 
 import pretrain
 import sft
-from data import world
+from data.world import tables, texts
 
 ROOT = Path(__file__).parent.parent
 SIZES = "--n_layer 2 --n_embd 64 --block_size 64 --vocab_size 600 --batch_size 16".split()
-load_all = world.load_facts
+load_all_facts = tables.load_facts
 
 
-def few_facts():
-    """A world of 48 countries with two attributes."""
-    entities, _ = load_all()
-    countries = [e for e in entities if e.table == "countries"][:48]
+def load_few_facts():
+    """48 countries with two attributes each, and no free questions."""
+    entities, _ = load_all_facts()
+    countries = [entity for entity in entities if entity.table == "countries"][:48]
     for country in countries:
-        country.values = {a: country.values[a] for a in ("capital", "currency")}
+        country.values = {key: country.values[key] for key in ("capital", "currency")}
     return countries, []
 
 
 @pytest.fixture(scope="session")
 def small_world(tmp_path_factory):
-    """The output folder of a small run of both stages, long enough for the tuned model to answer."""
+    """The output folder of a run that is long enough for the tuned model to answer."""
     out = tmp_path_factory.mktemp("small") / "out with spaces"
+    common = ["--out", str(out), "--device", "cpu"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(world, "load_facts", few_facts)
-        patch.setattr(world, "PINNED", {})
-        patch.setattr(world, "QUIZ_SHARE", 0.6)  # of so few facts, a larger share must be quizzed for it to be seen
-        pretrain.main(["--out", str(out), "--device", "cpu", *SIZES, "--max_steps", "500", "--eval_every", "250"])
-        sft.main(["--out", str(out), "--device", "cpu", "--max_steps", "150"])
+        patch.setattr(tables, "load_facts", load_few_facts)
+        patch.setattr(texts, "QUIZ_SHARE", 0.6)  # with so few facts, 0.1 would be too few quizzes
+        pretrain.main([*common, *SIZES, "--max_steps", "500", "--eval_every", "250"])
+        sft.main([*common, "--max_steps", "150"])
     return out

@@ -1,9 +1,9 @@
 """
 Checks that take too long for the tests. Each prints its figures.
 
-    python tests/long.py kills     # 20 times kill -9 for each stage, at full size: the weights are those of a run that was never killed
-    python tests/long.py corpus    # a text of 1 GB: memory, time to start again, tokens/s beside a text of 1 MB
-    python tests/long.py memory    # 2,000 steps: memory does not grow
+    python tests/long.py kills     # kill -9, 20 times in each stage at full size, and resume
+    python tests/long.py corpus    # 1 GB of text beside 1 MB: memory, start, tokens per second
+    python tests/long.py memory    # 2,000 steps: memory doesn't grow
 """
 
 import json
@@ -18,7 +18,13 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parent.parent
-SAVING_OFTEN = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import pretrain, {{stage}}; pretrain.SAVE_EVERY = 0; {{stage}}.main(sys.argv[1:])"
+SAVING_OFTEN = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import common.run, {{stage}}
+common.run.SAVE_EVERY = 0
+{{stage}}.main(sys.argv[1:])
+"""
 
 
 def final_weights(path):
@@ -26,38 +32,47 @@ def final_weights(path):
 
 
 def log_rows(path):
-    """What a log holds, but for the times."""
+    """The rows of a log, without the times."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [{key: value for key, value in row.items() if key not in ("seconds", "tokens_per_s")} for row in rows]
+    times = ("seconds", "tokens_per_s")
+    return [{key: value for key, value in row.items() if key not in times} for row in rows]
 
 
-def run_and_kill(stage, arguments, made, kills, seed):
-    """Run a stage in a process that saves after every row of its log, kill it so often, go on with --resume, and let it end.
+def n_rows(log):
+    return log.read_bytes().count(b"\n") if log.exists() else 0
 
-    made: the file that it writes when it is done. Every third kill comes at a random moment of the first three seconds, when the
-    process starts and reads what was saved; the others when it has logged some more rows, half of these while a checkpoint is
-    being written. Returns what was going on at each kill. Raises RuntimeError if the stage failed, or was done before all kills.
+
+def run_and_kill(stage, arguments, made, n_kills, seed):
+    """Kill a stage n_kills times, resume it each time, and then let it finish.
+
+    made: the checkpoint that the stage writes. It saves its state after every row of its log.
+    Every third kill comes at a random moment of the first three seconds, when the process starts
+    and reads the saved state. The others come after a few more rows, half of them while the state
+    is being saved. Returns what went on at each kill. Raises RuntimeError if the stage failed, or
+    finished before all kills.
     """
     rng, happened, out = random.Random(seed), [], made.parent
     unfinished, log = out / f"{stage}.resume.pt", out / f"{stage}.jsonl"
-    aside = unfinished.with_name(unfinished.name + ".tmp")
-    n_rows = lambda: log.read_bytes().count(b"\n") if log.exists() else 0
     steps = int(arguments[arguments.index("--max_steps") + 1])
-    goals = sorted(rng.sample(range(1, steps // 10 - 2), kills))  # rows of the log
+    goals = sorted(rng.sample(range(1, steps // 10 - 2), n_kills))  # rows of the log
     for i, goal in enumerate([*goals, None]):
-        stale = aside.stat().st_mtime_ns if aside.exists() else None  # left by the last kill
-        saving = lambda: aside.exists() and aside.stat().st_mtime_ns != stale
-        run = [sys.executable, "-c", SAVING_OFTEN.format(stage=stage), *arguments, *(["--resume"] if unfinished.exists() else [])]
-        process = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        command = [sys.executable, "-c", SAVING_OFTEN.format(stage=stage), *arguments]
+        command += ["--resume"] if unfinished.exists() else []
+        saving = watch_saves(unfinished)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         if goal is not None:
             early, until_saving = i % 3 == 2, i % 3 == 0
-            deadline = time.perf_counter() + (rng.uniform(0.0, 3.0) if early else 600.0)
-            while process.poll() is None and time.perf_counter() < deadline and not (n_rows() >= goal and (not until_saving or saving())):
+            patience = rng.uniform(0.0, 3.0) if early else 600.0
+            deadline = time.perf_counter() + patience
+            while process.poll() is None and time.perf_counter() < deadline:
+                if n_rows(log) >= goal and (saving() or not until_saving):
+                    break
                 time.sleep(0.0005)
             if process.poll() is None:
                 process.kill()
-                process.wait()
-                happened.append("while saving" if saving() else "in the first seconds" if early else "training")
+                process.communicate()
+                other = "in the first seconds" if early else "training"
+                happened.append("while saving" if saving() else other)
                 continue
         errors = process.communicate()[1].decode()
         if process.returncode or goal is not None:
@@ -65,50 +80,75 @@ def run_and_kill(stage, arguments, made, kills, seed):
     return happened
 
 
+def watch_saves(path):
+    """A function that tells whether a file is being written now."""
+    aside = path.with_name(path.name + ".tmp")
+    stale = aside.stat().st_mtime_ns if aside.exists() else None  # left by an earlier kill
+
+    def saving():
+        return aside.exists() and aside.stat().st_mtime_ns != stale
+
+    return saving
+
+
 def anonymous_memory(pid):
-    """Bytes of memory that belong to a process alone and are backed by no file (Linux)."""
+    """Bytes of memory that belong to one process and to no file (Linux)."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    return int(next(line for line in status.splitlines() if line.startswith("RssAnon")).split()[1]) * 1024
+    line = next(line for line in status.splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
 
 
 def run_and_watch(arguments):
-    """Run pretrain.py. Returns (most anonymous memory in bytes, memory at each row of its log, the log)."""
+    """Run pretrain.py. Returns (most anonymous memory, in bytes; memory at each row; the log)."""
     out = Path(arguments[arguments.index("--out") + 1])
     log, most, at_row = out / "pretrain.jsonl", 0, {}
     log.unlink(missing_ok=True)
-    process = subprocess.Popen([sys.executable, str(ROOT / "pretrain.py"), *arguments], stdout=subprocess.DEVNULL)
+    command = [sys.executable, str(ROOT / "pretrain.py"), *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while process.poll() is None:
         try:
             now = anonymous_memory(process.pid)
         except (OSError, StopIteration):
             break
         most = max(most, now)
-        rows = log.read_bytes().count(b"\n") if log.exists() else 0
-        at_row.setdefault(rows, now)
+        at_row.setdefault(n_rows(log), now)
         time.sleep(0.01)
     if process.wait():
         raise RuntimeError(f"pretrain.py ended with {process.returncode}")
-    return most, at_row, [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    return most, at_row, rows
 
 
 def kills(folder):
     import pretrain
     import sft
 
-    for stage, main, name, n in (("pretrain", pretrain.main, "base.pt", 600), ("sft", sft.main, "sft.pt", 250)):
-        arguments = ["--max_steps", str(n)] + (["--base", str(folder / "a" / "base.pt")] if stage == "sft" else [])
-        main([*arguments, "--out", str(folder / "a")])
-        happened = run_and_kill(stage, [*arguments, "--out", str(folder / "b")], folder / "b" / name, kills=20, seed=1)
-        a, b = (final_weights(folder / x / name) for x in "ab")
-        same = all(torch.equal(a[key], b[key]) for key in a) and log_rows(folder / "a" / f"{stage}.jsonl") == log_rows(folder / "b" / f"{stage}.jsonl")
+    for stage, main, name, n_steps in (
+        ("pretrain", pretrain.main, "base.pt", 600),
+        ("sft", sft.main, "sft.pt", 250),
+    ):
+        whole, killed = folder / "a", folder / "b"
+        arguments = ["--max_steps", str(n_steps)]
+        if stage == "sft":
+            arguments += ["--base", str(whole / "base.pt")]
+        main([*arguments, "--out", str(whole)])
+        arguments += ["--out", str(killed)]
+        happened = run_and_kill(stage, arguments, killed / name, n_kills=20, seed=1)
+        a, b = final_weights(whole / name), final_weights(killed / name)
+        same = all(torch.equal(a[key], b[key]) for key in a)
+        same &= log_rows(whole / f"{stage}.jsonl") == log_rows(killed / f"{stage}.jsonl")
         counts = {kind: happened.count(kind) for kind in sorted(set(happened))}
-        print(f"{stage}: killed {len(happened)} times ({counts}); weights and log are {'the same' if same else 'NOT the same'}", flush=True)
+        verdict = "the same as without kills" if same else "NOT the same as without kills"
+        print(f"{stage}: {len(happened)} kills ({counts}); weights and log are {verdict}")
 
 
 def some_text(path, size):
-    """A text of size bytes that nobody has written, of 50,000 words that are more or less frequent."""
-    rng = random.Random(0)
-    words = ["".join(rng.choices("etaoinshrdlucmfwypvbgkjqxz", weights=range(26, 0, -1), k=rng.randint(1, 9))) for _ in range(50_000)]
+    """Write size bytes of text: 50,000 made-up words, some more frequent than others."""
+    rng, letters = random.Random(0), "etaoinshrdlucmfwypvbgkjqxz"
+    words = []
+    for _ in range(50_000):
+        length = rng.randint(1, 9)
+        words.append("".join(rng.choices(letters, weights=range(26, 0, -1), k=length)))
     weights = [1 / (i + 10) for i in range(len(words))]
     with open(path, "w", encoding="utf-8") as file:
         written = 0
@@ -127,15 +167,21 @@ def corpus(folder):
             most, _, log = run_and_watch(arguments)
             start = log[0]["seconds"] - log[0]["tokens"] / log[0]["tokens_per_s"]
             rate = sorted(row["tokens_per_s"] for row in log)[len(log) // 2]
-            print(f"{megabytes:5} MB, {what}: {start:6.1f} s to the first step, {rate:,} tokens/s, at most {most / 1e9:.2f} GB of memory", flush=True)
+            figures = f"{rate:,} tokens/s, at most {most / 1e9:.2f} GB of memory"
+            print(f"{megabytes:5} MB, {what}: {start:6.1f} s to the first step, {figures}")
 
 
 def memory(folder):
     some_text(folder / "text.txt", 10**6)
-    sizes = "--n_layer 2 --n_embd 64 --block_size 64 --batch_size 8 --vocab_size 512 --max_steps 2000 --eval_every 5000".split()
-    _, at_row, _ = run_and_watch(["--data", str(folder / "text.txt"), "--out", str(folder / "out"), *sizes])
-    early, late = (next(now for row, now in sorted(at_row.items()) if row >= n) for n in (20, 199))
-    print(f"after 200 steps {early / 1e6:.1f} MB, after 1,990 {late / 1e6:.1f} MB: {100 * (late / early - 1):+.1f}%")
+    sizes = "--n_layer 2 --n_embd 64 --block_size 64 --batch_size 8 --vocab_size 512".split()
+    sizes += ["--max_steps", "2000", "--eval_every", "5000"]
+    where = ["--data", str(folder / "text.txt"), "--out", str(folder / "out")]
+    _, at_row, _ = run_and_watch([*where, *sizes])
+    early, late = (
+        next(now for row, now in sorted(at_row.items()) if row >= wanted) for wanted in (20, 199)
+    )
+    growth = f"{100 * (late / early - 1):+.1f}%"
+    print(f"after 200 steps {early / 1e6:.1f} MB, after 1,990 {late / 1e6:.1f} MB: {growth}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """
-What the commands say when something is wrong with what they are given: one line, exit code 2, nothing lost. And what is odd but fine.
-
-Each case is a name, a command, its arguments, and what must stand in the error. {tmp} is a folder for the case's own files, {out}
-an output folder with a base model, a tuned model and an unfinished run of each stage.
+What the commands say when something is wrong with what you give them: one line, exit code 2, and
+nothing is lost. Then inputs that look odd and are fine.
 """
 
 import builtins
@@ -16,193 +14,467 @@ import numpy as np
 import pytest
 import torch
 
+import common.run
 import compare
 import pretrain
 import sft
+from common.device import memory_of
+from common.messages import command
 from conftest import ROOT, SIZES
-from data.terminal import command
 
 MAIN = {"pretrain": pretrain.main, "sft": sft.main, "compare": compare.main}
 TEXT = "Once upon a time there was a parrot that could not answer. " * 40
 PAIR = '{"prompt": "a", "response": "b"}\n'
-ON_TEXT = [*SIZES, "--vocab_size", "270", "--block_size", "16", "--out", "{out}", "--data", "{tmp}/good.txt"]
-SHORT = ["--device", "cpu", "--out", "{out}"]
+TINY = " ".join(SIZES) + " --vocab_size 270 --block_size 16"
+USUAL = {  # what each command gets before the options of a case, which may override it
+    "pretrain": f"--device cpu --data {{tmp}}/good.txt {TINY} --out {{out}}",
+    "sft": "--device cpu --out {out}",
+    "compare": "--device cpu --out {out}",
+}
+FIFO, LOOP = object(), object()  # instead of the content of a file
+CASES = {}
 
 
-def on_text(content, *more):
-    """A pretraining whose text file holds these bytes (None: there is no such file)."""
-    return "pretrain", ["--data", "{tmp}/my text.txt", *ON_TEXT[:-2], *more], {"my text.txt": content}
+def case(name, typed, complaint, files=None):
+    """Add a case.
+
+    typed: the command and its options. {tmp} is a folder for the files of this case, {text} a file
+    in it. {out} has a base model, a tuned model and an unfinished run of each stage.
+    complaint: what the error must say. files: {name: content}; a function makes the content from
+    {out}, and None means that there is no such file.
+    """
+    assert name not in CASES
+    CASES[name] = typed, complaint, files or {}
 
 
-def on_talks(content, *more):
-    """A fine-tuning whose conversations are these."""
-    return "sft", ["--data", "{tmp}/talks.jsonl", *SHORT, *more], {"talks.jsonl": content}
+def rows(table):
+    """The rows of a table, whose cells have " -> " between them."""
+    return [[cell.strip() for cell in row.split(" -> ")] for row in table.strip().split("\n")]
 
 
-def messages(*turns):
-    return json.dumps({"messages": [{"role": role, "content": content} for role, content in turns]}) + "\n"
+# -------------------------------------------------------------------------------------------------
+# Text
 
 
-def changed(**changes):
-    """A checkpoint like the good one, but for some parts (None: without them)."""
+def bad_text(name, content, complaint, options=""):
+    typed = f"pretrain --data {{text}} {options}"
+    case(f"text {name}", typed, f"my text.txt: {complaint}", {"my text.txt": content})
 
-    def make(good):
-        state = {**good, **changes}
+
+CAFE, CUT = "café ".encode("latin-1"), TEXT.encode() + "고".encode()[:2]
+SHORTER = "has fewer tokens than a block of"
+bad_text("missing", None, "no such file or folder; check the path")
+bad_text("empty", b"", "no text in it")
+bad_text("of white space", b" \n\t\r\n", "no text in it")
+bad_text("of a byte order mark", "\ufeff", "no text in it")
+bad_text("in Latin-1", CAFE * 100, "not UTF-8 text (byte 3); save it as UTF-8")
+bad_text("in UTF-16", TEXT.encode("utf-16"), "not UTF-8 text (byte 0)")
+bad_text("binary", bytes(range(256)) * 20, "not UTF-8 text (byte 128)")
+bad_text("cut within a character", CUT, f"not UTF-8 text (byte {len(TEXT)})")
+bad_text("shorter than a block", "Once upon", f"its training part {SHORTER} 16", "--vocab_size 261")
+bad_text("of few blocks", TEXT[:100], f"its validation part {SHORTER} 16", "--vocab_size 261")
+bad_text("a FIFO", FIFO, "not a regular file")
+bad_text("a loop of links", LOOP, "cannot be read (Too many levels of symbolic links)")
+for path, complaint in {
+    "{tmp}/unreadable.txt": "unreadable.txt: cannot be read (Permission denied)",
+    "{tmp}/folder": "folder: the folder holds no .txt or .md file",
+    "{tmp}/good.txt {tmp}/other.txt": "other.txt: no such file or folder",
+    "{tmp}/" + "x" * 300: "x: cannot be read (File name too long)",
+    "{tmp}/a\0b": "argument --data: must not contain a NUL byte",
+    "{nothing}": "argument --data: must not be empty",
+}.items():
+    case(f"text at {path[:20]!r}", f"pretrain --data {path}", complaint)
+
+
+# -------------------------------------------------------------------------------------------------
+# Conversations
+
+
+def bad_talks(name, content, complaint):
+    typed, files = "sft --data {tmp}/talks.jsonl", {"talks.jsonl": content}
+    case(f"conversations {name}", typed, f"talks.jsonl{complaint}", files)
+
+
+DEEP, DEEPER = ("[" * levels + "]" * levels for levels in (1000, 100_000))
+LATIN_1 = PAIR.encode() + '{"prompt": "café'.encode("latin-1")
+LONG = '{"prompt": "a", "response": "%s"}' % ("b " * 500)
+bad_talks("missing", None, ": no such file or folder")
+bad_talks("empty", "", ": the file holds nothing")
+bad_talks("in an empty array", " []\n", ": the file holds nothing")
+bad_talks("in a FIFO", FIFO, ": not a regular file")
+bad_talks("in a loop of links", LOOP, ": cannot be read (Too many levels of symbolic links)")
+bad_talks("in Latin-1", LATIN_1, f": not UTF-8 text (byte {len(PAIR) + 15})")
+bad_talks("in UTF-16", PAIR.encode("utf-16"), ": not UTF-8 text (byte 0)")
+bad_talks("binary", b"PK\x03\x04\x80", ": not UTF-8 text (byte 4)")
+bad_talks("cut off", PAIR + '{"prompt": "a", \n', " line 2: broken JSON")
+bad_talks("in an array cut off", f"[{PAIR.strip()},\n", " line 2: broken JSON")
+bad_talks("two on a line", PAIR + PAIR.strip() + PAIR, " line 2: broken JSON (Extra data)")
+bad_talks("with a deep line", f'{PAIR}{{"a": {DEEP}}}\n', " line 2: broken JSON")
+bad_talks("with a deeper line", f'{PAIR}{{"a": {DEEPER}}}\n', " line 2: broken JSON")
+bad_talks("with an open, deeper line", PAIR + '{"a": ' * 100_000, " line 2: broken JSON")
+bad_talks("too long", LONG, ": no conversation fits 64 tokens")
+bad_talks("without a key", PAIR * 2 + '{"prompt": "a"}', ' line 3: needs "prompt" and "response"')
+bad_talks("in an array of numbers", "[1]", " entry 1: a conversation must be an object")
+for name, content in {
+    "in a deep array": DEEP,
+    "in a deeper array": DEEPER,
+    "with a deep entry": f"[{PAIR}, {DEEP}]",
+    "with a deeper entry": f"[{PAIR}, {DEEPER}]",
+}.items():  # Python may or may not have read it all before we object
+    case(name, "sft --data {tmp}/deep.json", " levels deep); ", {"deep.json": content})
+case("conversations in a folder", "sft --data {tmp}/folder", "folder: cannot be read (Is a direct")
+case("conversations unreadable", "sft --data {tmp}/unreadable.txt", "cannot be read (Permission de")
+
+# The first line of a file, and what is wrong with it.
+for line, complaint in rows(
+    """
+    "hello" -> a conversation must be an object, not str
+    {"promt": "a", "response": "b"} -> needs "prompt"
+    {"prompt": 1, "response": "b"} -> its texts must be strings
+    {"prompt": "a", "response": null} -> its texts must be strings
+    {"instruction": "a", "input": 5, "output": "b"} -> its texts must be strings
+    {"prompt": "", "response": "b"} -> message 1 (user) must have a text
+    {"prompt": "a", "response": " "} -> message 2 (assistant) must have a text
+    {"messages": []} -> a conversation must be a list of at least one message
+    {"messages": {"role": "user"}} -> a conversation must be a list
+    {"messages": ["hello"]} -> message 1 must be an object
+    """
+):
+    bad_talks(line, line, f" line 1: {complaint}")
+
+# The roles and texts of a conversation, and what is wrong with them.
+for turns, complaint in rows(
+    """
+    [["user", 5], ["assistant", "b"]] -> message 1 (user) must have a text
+    [["user", "a"]] -> the assistant says nothing in it
+    [["bot", "a"]] -> message 1 has the unknown role 'bot'
+    [[["user"], "a"]] -> message 1 has the unknown role
+    [["assistant", "a"], ["user", "b"]] -> user and assistant must take turns
+    [["user", "a"], ["system", "b"], ["assistant", "c"]] -> only the first message can be a system
+    """
+):
+    messages = [{"role": role, "content": content} for role, content in json.loads(turns)]
+    line = json.dumps({"messages": messages})
+    bad_talks(turns, PAIR + line, f" line 2: {complaint}")
+
+
+# -------------------------------------------------------------------------------------------------
+# Checkpoints
+
+
+def good(name):
+    def make(out):
+        return (out / name).read_bytes()
+
+    return make
+
+
+def cut(name, n_bytes):
+    def make(out):
+        return (out / name).read_bytes()[:n_bytes]
+
+    return make
+
+
+def changed(name="base.pt", **changes):
+    """A checkpoint like the good one, except for some parts. None: without that part."""
+
+    def make(out):
+        state = {**torch.load(out / name, weights_only=True), **changes}
         return {key: value for key, value in state.items() if value is not None}
 
     return make
 
 
-def twice(good):
-    """With a token that occurs twice, so that an ordinary one might take the place of a special one."""
-    merges = good["tokenizer"]["merges"]
-    return {**good, "tokenizer": {**good["tokenizer"], "merges": [*merges[:-1], merges[-2]]}}
+def changed_part(part, name="base.pt", **changes):
+    """The same for "config", "tokenizer" or "weights", each a dict."""
+
+    def make(out):
+        state = torch.load(out / name, weights_only=True)
+        state[part].update(changes)
+        state[part] = {key: value for key, value in state[part].items() if value is not None}
+        return state
+
+    return make
 
 
-def poisoned(good):
-    good["weights"]["embed.weight"][3] = float("nan")
-    return good
+def with_merges(change, name="base.pt"):
+    """With other tokens in the tokenizer. change(merges) returns them."""
+
+    def make(out):
+        state = torch.load(out / name, weights_only=True)
+        state["tokenizer"]["merges"] = change(state["tokenizer"]["merges"])
+        return state
+
+    return make
+
+
+def with_nan(out):
+    state = torch.load(out / "base.pt", weights_only=True)
+    state["weights"]["embed.weight"][3] = float("nan")
+    return state
 
 
 class Payload:
-    """What a pickle would run when it is loaded."""
+    """A pickle that opens a file when it is loaded."""
 
     def __reduce__(self):
         return open, ("stolen", "w")
 
 
-NO_FILE = "my text.txt: no such file or folder"
-CASES = {
-    # text
-    "text missing": (*on_text(None), NO_FILE),
-    "text empty": (*on_text(b""), "my text.txt: no text in it"),
-    "text of white space": (*on_text(b" \n\t\r\n"), "my text.txt: no text in it"),
-    "text of a byte order mark": (*on_text("\ufeff".encode()), "no text in it"),
-    "text in Latin-1": (*on_text("café ".encode("latin-1") * 100), "my text.txt: not UTF-8 text (byte 3); save it as UTF-8"),
-    "text in UTF-16": (*on_text(TEXT.encode("utf-16")), "not UTF-8 text (byte 0)"),
-    "text binary": (*on_text(bytes(range(256)) * 20), "not UTF-8 text (byte 128)"),
-    "text cut within a character": (*on_text(TEXT.encode() + "고".encode()[:2]), f"not UTF-8 text (byte {len(TEXT)})"),
-    "text shorter than a block": (*on_text(b"Once upon a time.", "--block_size", "64", "--vocab_size", "261"), "fewer tokens than a block of 64"),
-    "validation shorter than a block": (*on_text(TEXT[:200].encode(), "--vocab_size", "261", "--block_size", "32"), "its validation part holds fewer tokens than a block of 32"),
-    "text unreadable": ("pretrain", ["--data", "{tmp}/unreadable.txt", *ON_TEXT[:-2]], {}, "unreadable.txt: cannot be read (Permission denied)"),
-    "folder without text": ("pretrain", ["--data", "{tmp}/folder", *ON_TEXT[:-2]], {}, "folder: the folder holds no .txt or .md file"),
-    "second text missing": ("pretrain", [*ON_TEXT, "{tmp}/other.txt"], {}, "other.txt: no such file or folder"),
-    # conversations
-    "talks missing": (*on_talks(None), "talks.jsonl: cannot be read (No such file or directory)"),
-    "talks empty": (*on_talks(""), "talks.jsonl: the file holds nothing"),
-    "talks an empty array": (*on_talks(" []\n"), "the file holds nothing"),
-    "talks a folder": ("sft", ["--data", "{tmp}/folder", *SHORT], {}, "folder: cannot be read (Is a directory)"),
-    "talks unreadable": ("sft", ["--data", "{tmp}/unreadable.txt", *SHORT], {}, "cannot be read (Permission denied)"),
-    "talks in Latin-1": (*on_talks(PAIR.encode() + '{"prompt": "café'.encode("latin-1")), f"not UTF-8 text (byte {len(PAIR) + 15})"),
-    "talks in UTF-16": (*on_talks(PAIR.encode("utf-16")), "not UTF-8 text (byte 0)"),
-    "talks binary": (*on_talks(b"PK\x03\x04\x80"), "not UTF-8 text (byte 4)"),
-    "JSON cut off": (*on_talks(PAIR + '{"prompt": "a", \n'), "talks.jsonl line 2: broken JSON"),
-    "array cut off": (*on_talks('[{"prompt": "a", "response": "b"},\n'), "talks.jsonl line 2: broken JSON"),
-    "JSON too deep": (*on_talks(PAIR + '{"a": ' * 100_000 + "\n"), "line 2: broken JSON"),
-    "two objects on a line": (*on_talks(PAIR + PAIR.strip() + PAIR), "line 2: broken JSON (Extra data)"),
-    "key missing": (*on_talks(PAIR + PAIR + '{"prompt": "a"}\n'), 'talks.jsonl line 3: needs "prompt" and "response"'),
-    "key misspelt": (*on_talks('{"promt": "a", "response": "b"}\n'), 'line 1: needs "prompt"'),
-    "no object": (*on_talks("[1]"), "talks.jsonl entry 1: a conversation must be an object"),
-    "a string": (*on_talks('"hello"\n'), "line 1: a conversation must be an object, not str"),
-    "a number for a prompt": (*on_talks('{"prompt": 1, "response": "b"}\n'), "line 1: its texts must be strings"),
-    "null for a response": (*on_talks('{"prompt": "a", "response": null}\n'), "line 1: its texts must be strings"),
-    "a folder that is none": ("pretrain", ["--data", "{tmp}/" + "x" * 300, *ON_TEXT[:-2]], {}, "cannot be read (File name too long)"),
-    "a number for an input": (*on_talks('{"instruction": "a", "input": 5, "output": "b"}\n'), "line 1: its texts must be strings"),
-    "empty prompt": (*on_talks('{"prompt": "", "response": "b"}\n'), "line 1: message 1 (user) must have a text"),
-    "empty response": (*on_talks('{"prompt": "a", "response": " "}\n'), "line 1: message 2 (assistant) must have a text"),
-    "empty conversation": (*on_talks('{"messages": []}\n'), "line 1: a conversation must be a list of at least one message"),
-    "messages no list": (*on_talks('{"messages": {"role": "user"}}\n'), "line 1: a conversation must be a list"),
-    "message no object": (*on_talks('{"messages": ["hello"]}\n'), "line 1: message 1 must be an object"),
-    "a number for a content": (*on_talks(messages(("user", 5), ("assistant", "b"))), "line 1: message 1 (user) must have a text"),
-    "no assistant": (*on_talks(PAIR + messages(("user", "a"))), "line 2: the assistant says nothing in it"),
-    "unknown role": (*on_talks(messages(("bot", "a"))), "line 1: message 1 has the unknown role 'bot'"),
-    "a list for a role": (*on_talks(messages((["user"], "a"))), "line 1: message 1 has the unknown role"),
-    "roles out of order": (*on_talks(messages(("assistant", "a"), ("user", "b"))), "line 1: user and assistant must take turns"),
-    "system in the middle": (*on_talks(messages(("user", "a"), ("system", "b"), ("assistant", "c"))), "line 1: a system message can only be the first"),
-    "nothing fits": (*on_talks('{"prompt": "a", "response": "' + "b " * 500 + '"}\n'), "talks.jsonl: no conversation fits a block of 64 tokens"),
-    # checkpoints
-    "no base model": ("sft", ["--base", "{tmp}/base.pt", *SHORT], {}, "base.pt: no such checkpoint; make it with python pretrain.py"),
-    "nothing to compare": ("compare", ["--out", "{tmp}"], {}, "base.pt: no such checkpoint"),
-    "checkpoint a folder": ("sft", ["--base", "{tmp}/folder", *SHORT], {}, "folder: not a checkpoint that can be read"),
-    "checkpoint empty": ("sft", ["--base", "{tmp}/base.pt", *SHORT], {"base.pt": b""}, "base.pt: not a checkpoint that can be read"),
-    "checkpoint a text": ("compare", ["--base", "{tmp}/base.pt", *SHORT], {"base.pt": b"hello"}, "base.pt: not a checkpoint that can be read"),
-    "checkpoint truncated": ("sft", ["--base", "{tmp}/base.pt", *SHORT], {"base.pt": 5000}, "base.pt: not a checkpoint that can be read"),
-    "checkpoint of another program": ("sft", ["--base", "{tmp}/base.pt", *SHORT], {"base.pt": {"model": {}}}, "base.pt: not a checkpoint of this program"),
-    "checkpoint of another version": (
-        "sft", ["--base", "{tmp}/base.pt", *SHORT], {"base.pt": changed(format="parrot checkpoint 99")}, "not a checkpoint of this program"
+UNREADABLE = "base.pt: not a readable checkpoint"
+NOT_OURS = "base.pt: not a checkpoint of this program"
+MISFIT = "base.pt: its parts do not fit together"
+BASES = {
+    "none": (None, "base.pt: no such checkpoint; make it with python pretrain.py"),
+    "empty": (b"", UNREADABLE),
+    "a text": (b"hello", UNREADABLE),
+    "truncated": (cut("base.pt", 5000), UNREADABLE),
+    "with a payload": ({"config": Payload()}, UNREADABLE),
+    "a FIFO": (FIFO, "base.pt: not a regular file"),
+    "a loop of links": (LOOP, "base.pt: no such checkpoint"),
+    "of another program": ({"model": {}}, NOT_OURS),
+    "of another version": (changed(format="parrot checkpoint 99"), NOT_OURS),
+    "trained on a number": (changed(trained_on=5), NOT_OURS),
+    "a tuned model": (good("sft.pt"), "base.pt: this is a "),
+    "without weights": (changed(weights=None), MISFIT),
+    "without a tokenizer": (changed(tokenizer={}), MISFIT),
+    "without sizes": (changed(config=None), MISFIT),
+    "with fewer layers": (changed_part("config", n_layer=1), MISFIT),
+    "with 10**9 layers": (changed_part("config", n_layer=10**9), MISFIT),
+    "with a vocabulary of 10**12": (changed_part("config", vocab_size=10**12), MISFIT),
+    "with a block of 10**12": (changed_part("config", block_size=10**12), MISFIT),
+    "with a width of 10**12": (changed_part("config", n_embd=10**12), MISFIT),
+    "with half a head": (changed_part("config", n_head=0.5), MISFIT),
+    "with minus one head": (changed_part("config", n_head=-1), MISFIT),
+    "with a text for a size": (changed_part("config", block_size="64"), MISFIT),
+    "with a dropout of NaN": (changed_part("config", dropout=float("nan")), MISFIT),
+    "with a text for dropout": (changed_part("config", dropout="much"), MISFIT),
+    "without n_head": (changed_part("config", n_head=None), MISFIT),  # any number would fit
+    "without dropout": (changed_part("config", dropout=None), MISFIT),
+    "with one size too many": (changed_part("config", n_legs=2), MISFIT),
+    "with a NaN": (with_nan, f"{MISFIT} (ValueError: a weight is NaN)"),
+    "with a text for a weight": (changed_part("weights", **{"embed.weight": "hello"}), MISFIT),
+    "with a list of weights": (changed(weights=[1.0]), MISFIT),
+    "with a token twice": (
+        with_merges(lambda merges: [*merges[:-1], merges[-2]]),
+        f"{MISFIT} (ValueError: a token occurs twice",
     ),
-    "weights that do not fit": (
-        "sft", ["--base", "{tmp}/base.pt", *SHORT], {"base.pt": changed(config=dict(block_size=64, vocab_size=600, n_layer=1, n_head=2, n_embd=64))},
-        "base.pt: its parts do not fit together",
-    ),
-    "a token twice": ("compare", ["--base", "{tmp}/base.pt", "--ask", "a", *SHORT], {"base.pt": twice}, "do not fit together (ValueError: a token occurs twice"),
-    "weights that are no numbers": ("compare", ["--base", "{tmp}/base.pt", "--ask", "a", *SHORT], {"base.pt": poisoned}, "a weight is no number"),
-    "sizes that are no numbers": ("compare", ["--base", "{tmp}/base.pt", "--ask", "a", *SHORT], {"base.pt": changed(config=dict(n_head=2.0))}, "sizes must be whole"),
-    "checkpoint without weights": ("compare", ["--base", "{tmp}/base.pt", "--ask", "a", *SHORT], {"base.pt": changed(weights=None)}, "do not fit together"),
-    "checkpoint without a tokenizer": ("compare", ["--base", "{tmp}/base.pt", "--ask", "a", *SHORT], {"base.pt": changed(tokenizer={})}, "do not fit together"),
-    "tokenizer that does not fit": (
-        "compare", ["--base", "{tmp}/base.pt", "--ask", "a", *SHORT], {"base.pt": changed(tokenizer={"pattern": ".", "merges": ["a", "b"]})},
-        "do not fit together",
-    ),
-    "checkpoint with a payload": ("sft", ["--base", "{tmp}/base.pt", *SHORT], {"base.pt": {"config": Payload()}}, "not a checkpoint that can be read"),
-    "a tuned model for a base": ("sft", ["--base", "{out}/sft.pt", *SHORT], {}, "sft.pt: this is a checkpoint of stage 'sft'"),
-    "a base for a tuned model": ("compare", ["--out", "{tmp}"], {"base.pt": changed(), "sft.pt": changed()}, "sft.pt: was not tuned from"),
-    "asked of another base": ("compare", ["--base", "{tmp}/base.pt", "--ask", "a", *SHORT], {"base.pt": changed(seed=77)}, "sft.pt: was not tuned from"),
-    "another world beside the base": ("sft", ["--base", "{tmp}/base.pt", *SHORT], {"base.pt": changed(), "world/sha256": "of another"}, "world: is not of the run"),
-    "no world beside the base": ("sft", ["--base", "{tmp}/base.pt", *SHORT], {"base.pt": changed()}, "there is no embedded world beside the base model"),
-    "tuned from another base": ("compare", ["--base", "{tmp}/base.pt", *SHORT], {"base.pt": changed(seed=77)}, "sft.pt: was not tuned from"),
-    "trained on nobody knows what": ("sft", ["--base", "{tmp}/base.pt", *SHORT], {"base.pt": changed(trained_on=5)}, "base.pt: not a checkpoint of this program"),
-    # options
-    "n_embd not divisible": ("pretrain", [*ON_TEXT, "--n_embd", "65"], {}, "n_embd (65) must be a multiple of twice n_head"),
-    "no layer": ("pretrain", [*ON_TEXT, "--n_layer", "0"], {}, "--n_layer: 0 is out of range; give a whole number from 1"),
-    "negative block": ("pretrain", [*ON_TEXT, "--block_size", "-5"], {}, "--block_size: -5 is out of range"),
-    "block of one": ("pretrain", [*ON_TEXT, "--block_size", "1"], {}, "--block_size: 1 is out of range"),
-    "no step": ("sft", [*SHORT, "--max_steps", "0"], {}, "--max_steps: 0 is out of range"),
-    "layers in words": ("pretrain", [*ON_TEXT, "--n_layer", "two"], {}, "invalid int value: 'two'"),
-    "learning rate no number": ("sft", [*SHORT, "--lr", "nan"], {}, "--lr: nan is out of range"),
-    "dropout of everything": ("pretrain", [*ON_TEXT, "--dropout", "1"], {}, "--dropout: 1.0 is out of range"),
-    "negative seed": ("pretrain", [*ON_TEXT, "--seed", "-1"], {}, "--seed: -1 is out of range"),
-    "wider than memory": ("pretrain", [*ON_TEXT, "--n_embd", "1000000000"], {}, "memory: it does not suffice; lower --batch_size"),
-    "vocabulary under 261": ("pretrain", [*ON_TEXT, "--vocab_size", "260"], {}, "--vocab_size: vocab_size 260 is under 261"),
-    "vocabulary over the text": ("pretrain", [*ON_TEXT, "--vocab_size", "60000"], {}, "the text supports a vocab_size of"),
-    "unknown tokenizer": ("pretrain", [*ON_TEXT, "--tokenizer", "nonsense"], {}, "--tokenizer: tiktoken has no encoding 'nonsense'; choose one of "),
-    "unknown preset": ("pretrain", [*ON_TEXT, "--preset", "huge"], {}, "invalid choice: 'huge'"),
-    "unknown option": ("sft", [*SHORT, "--nonsense"], {}, "unrecognized arguments: --nonsense"),
-    "device that is not there": ("pretrain", [*ON_TEXT, "--device", "abacus"], {}, "--device: there is no abacus here; use "),
-    "device not here for sft": ("sft", ["--out", "{out}", "--device", "cuda:77"], {}, "--device: there is no cuda:77 here; use "),
-    "output in a file": ("pretrain", [*ON_TEXT, "--out", "{tmp}/good.txt/out"], {}, "train.bin: cannot be written (Not a directory)"),
-    "output a file": ("sft", ["--base", "{out}/base.pt", "--out", "{tmp}/good.txt"], {}, "cannot be written (File exists)"),
-    "empty question": ("compare", [*SHORT, "--ask", "  "], {}, "--ask: the prompt is empty"),
-    "unknown side": ("compare", [*SHORT, "--side", "left"], {}, "invalid choice: 'left'"),
-    "steps beyond all numbers": ("pretrain", [*ON_TEXT, "--lr", "1e300"], {}, "--lr: 1e+300 is out of range"),
-    "batch beyond all numbers": ("pretrain", [*ON_TEXT, "--batch_size", "9223372036854775807"], {}, "--batch_size: 9223372036854775807 is out of range"),
-    "folder without a name": ("pretrain", [*ON_TEXT, "--out", ""], {}, "argument --out: must not be empty"),
-    "text without a name": ("pretrain", ["--data", "", *ON_TEXT[:-2]], {}, "argument --data: must not be empty"),
-    "name too long": ("sft", ["--base", "{tmp}/" + "x" * 300, *SHORT], {}, "File name too long; check the path"),
-    # what is read must not be written over
-    "text in the output's place": ("pretrain", ["--data", "{tmp}/train.bin", *ON_TEXT[:-4], "--out", "{tmp}"], {"train.bin": TEXT}, "train.bin: would be overwritten"),
-    "talks in the log's place": ("sft", ["--data", "{tmp}/sft.jsonl", "--base", "{out}/base.pt", "--out", "{tmp}"], {"sft.jsonl": PAIR}, "sft.jsonl: would be overwritten"),
-    "base in the tuned model's place": ("sft", ["--data", "{tmp}/t.jsonl", "--base", "{tmp}/sft.pt", "--out", "{tmp}"], {"t.jsonl": PAIR, "sft.pt": changed()}, "sft.pt: would be overwritten"),
-    # going on with a run
-    "nothing to resume": ("pretrain", [*ON_TEXT[:-4], "--out", "{tmp}/folder", *ON_TEXT[-2:], "--resume"], {}, "--resume: there is no unfinished run"),
-    "nothing to resume for sft": ("sft", ["--base", "{out}/base.pt", "--out", "{tmp}", "--resume"], {}, "--resume: there is no unfinished run"),
-    "another setting": ("pretrain", [*ON_TEXT, "--max_steps", "40", "--lr", "0.5", "--resume"], {}, "--resume: lr was 0.02 and is now 0.5; run with the same"),
-    "another text": (
-        "pretrain", ["--data", "{tmp}/my text.txt", *ON_TEXT[:-2], "--max_steps", "40", "--resume"], {"my text.txt": TEXT.upper()},
-        "--resume: text_sha256 was ",
-    ),
-    "other conversations": (*on_talks(PAIR * 40, "--max_steps", "40", "--resume"), "--resume: data_sha256 was "),
-    "no unfinished run of ours": (
-        "pretrain", [*ON_TEXT[:-4], "--out", "{tmp}", *ON_TEXT[-2:], "--resume"], {"pretrain.resume.pt": {"step": 3}}, "not an unfinished run of this program"
-    ),
-    "unfinished run damaged": (
-        "pretrain", [*ON_TEXT[:-4], "--out", "{tmp}", *ON_TEXT[-2:], "--resume"], {"pretrain.resume.pt": b"PK"}, "not a checkpoint that can be read"
-    ),
-}  # fmt: skip
-AS_PROGRAMS = [
-    "text missing", "text in Latin-1", "JSON cut off", "no assistant", "no base model", "checkpoint with a payload", "unknown preset",
-    "output in a file", "empty question", "nothing to resume",
-]  # fmt: skip
+    "with a token too few": (with_merges(lambda merges: merges[:-1]), MISFIT),
+    "with two tokens only": (with_merges(lambda merges: merges[:2]), MISFIT),
+    "with a number for a token": (with_merges(lambda merges: [*merges[:-1], 5]), MISFIT),
+    "with an empty pattern": (changed_part("tokenizer", pattern=""), MISFIT),
+    "with a pattern that matches nothing": (changed_part("tokenizer", pattern="(?!)"), MISFIT),
+    "with a pattern that loses text": (changed_part("tokenizer", pattern=r"\p{L}+"), MISFIT),
+    "with a broken pattern": (changed_part("tokenizer", pattern="("), MISFIT),
+    "with a number for a pattern": (changed_part("tokenizer", pattern=5), MISFIT),
+}
+for name, (content, complaint) in BASES.items():
+    base = {"base.pt": content}
+    case(f"sft.py, base model {name}", "sft --base {tmp}/base.pt", complaint, base)
+    case(f"compare.py, base model {name}", "compare --base {tmp}/base.pt --ask a", complaint, base)
+
+
+def bad_tuned(name, content, complaint):
+    files = {"base.pt": good("base.pt"), "sft.pt": content}
+    case(f"tuned model {name}", "compare --out {tmp}", f"sft.pt: {complaint}", files)
+
+
+def swap_two(merges):
+    return [*merges[:-2], merges[-1], merges[-2]]
+
+
+OTHER_BASE = {"base.pt": changed(seed=77)}
+ORPHAN = {"sft.pt": changed("sft.pt", base="gone/base.pt")}
+bad_tuned("none", None, "no such checkpoint; make it with python sft.py")
+bad_tuned("a FIFO", FIFO, "not a regular file")
+bad_tuned("a base model", good("base.pt"), "this is a base model")
+bad_tuned("of another vocabulary", with_merges(swap_two, "sft.pt"), "its vocabulary differs from")
+bad_tuned("with a number to show", changed("sft.pt", examples=[1]), "its examples are not a list")
+GIVEN, ASKED = "compare --base {tmp}/base.pt", "compare --base {tmp}/base.pt --ask a"
+case("compared with another base model", GIVEN, "sft.pt: was not tuned from", OTHER_BASE)
+case("asked of another base model", ASKED, "sft.pt: was not tuned from", OTHER_BASE)
+case("base model gone", "compare --out {tmp}", "sft.pt: its base model is missing", ORPHAN)
+case("no models", "compare --out {tmp}", "base.pt: no such checkpoint")
+case("base model in a folder", "sft --base {tmp}/folder", "cannot be read (Is a directory)")
+case("base model with a long name", "sft --base {tmp}/" + "x" * 300, "File name too long")
+case("NUL, sft.py", "sft --base {tmp}/a\0b", "--base: must not contain a NUL byte")
+case("NUL, compare.py", "compare --out {tmp}/a\0b", "base.pt: no such checkpoint")
+
+
+# -------------------------------------------------------------------------------------------------
+# The embedded world: people add questions of their own to its files
+
+
+NAMES = ["sha256", *(f"{name}.jsonl" for name in ("sft", "train", "dev", "test", "smalltalk"))]
+WHOLE = {path: good(path) for path in ("base.pt", "sft.pt", *(f"world/{n}" for n in NAMES))}
+
+
+def edited(name, /, **changes):
+    """A file of JSON Lines whose third line has other values. None: without that key."""
+
+    def make(out):
+        lines = (out / "world" / name).read_text(encoding="utf-8").splitlines()
+        line = {**json.loads(lines[2]), **changes}
+        lines[2] = json.dumps({key: value for key, value in line.items() if value is not None})
+        return "\n".join(lines) + "\n"
+
+    return make
+
+
+def bad_world(program, name, content, complaint):
+    """A program that reads a world with this content in one of its files."""
+    typed = f"{program} --out {{tmp}}"
+    if program == "sft":  # it would replace the good sft.pt
+        typed += "/new --base {tmp}/base.pt"
+    elif name == "dev.jsonl":
+        typed += " --side dev"
+    what = f"{program}.py, {name}: {complaint}"
+    case(what, typed, f"{name}{complaint}", {**WHOLE, f"world/{name}": content})
+
+
+def bad_question(program, name, complaint, /, **changes):
+    bad_world(program, name, edited(name, **changes), f" line 3: {complaint}")
+
+
+# sft.py reads conversations. In dev.jsonl, they are the prompts and their responses.
+bad_world("sft", "sft.jsonl", "", ": the file holds nothing")
+bad_world("sft", "dev.jsonl", None, ": no such file or folder")
+NEEDS, TEXTS = 'needs "prompt" and "response"', "its texts must be strings"
+bad_question("sft", "sft.jsonl", NEEDS, messages=None, prompt=None)
+bad_question("sft", "sft.jsonl", TEXTS, messages=None, prompt=5, response="a")
+bad_question("sft", "sft.jsonl", "a conversation must be a list", messages="hello")
+bad_question("sft", "dev.jsonl", NEEDS, prompt=None)
+bad_question("sft", "dev.jsonl", TEXTS, response=["a"])
+
+bad_world("compare", "test.jsonl", None, ": no such file or folder")
+bad_world("compare", "test.jsonl", "", ": the file holds nothing")
+bad_world("compare", "test.jsonl", '"a"\n', " line 1: not a JSON object")
+bad_world("compare", "smalltalk.jsonl", "hello\n", " line 1: broken JSON")
+bad_question("compare", "test.jsonl", 'no table "rivers"', table="rivers")
+bad_question("compare", "test.jsonl", "no ", accept=["Atlantis"])
+bad_question("compare", "test.jsonl", '"keys" must be lists of texts in a list', keys=[1, 2])
+bad_question("compare", "test.jsonl", '"accept" must be a list of texts', accept=None)
+for name in ("train.jsonl", "dev.jsonl", "test.jsonl", "smalltalk.jsonl"):
+    bad_question("compare", name, '"prompt" is missing', prompt=None)
+    bad_question("compare", name, '"response" must be text', response=[1])
+
+OTHER_WORLD = "world: does not belong to"
+TUNING = "sft --out {tmp}/new --base {tmp}/base.pt"
+for name, stamp in (("other", "of another"), ("binary", b"\xff\xfe"), ("missing", None)):
+    files = {**WHOLE, "world/sha256": stamp}
+    case(f"sft.py, {name} stamp", TUNING, OTHER_WORLD, files)
+    case(f"compare.py, {name} stamp", "compare --out {tmp}", OTHER_WORLD, files)
+case("no world", TUNING, "there is no embedded world beside", {"base.pt": good("base.pt")})
+
+
+# -------------------------------------------------------------------------------------------------
+# Options
+
+
+for typed, complaint in rows(
+    """
+    pretrain --n_embd 65 -> n_embd (65) must be a multiple of
+    pretrain --n_layer 0 -> --n_layer: 0 is out of range; give a whole number from 1
+    pretrain --block_size -5 -> --block_size: -5 is out of range
+    pretrain --block_size 1 -> --block_size: 1 is out of range
+    pretrain --block_size 1000001 -> --block_size: 1000001 is out of range
+    pretrain --block_size 1000000 -> good.txt: its training part has fewer tokens than a block
+    pretrain --n_layer two -> invalid int value: 'two'
+    pretrain --lr 1e300 -> --lr: 1e+300 is out of range
+    sft --lr nan -> --lr: nan is out of range
+    sft --max_steps 0 -> --max_steps: 0 is out of range
+    pretrain --dropout 1 -> --dropout: 1.0 is out of range
+    pretrain --warmup 100 -> --warmup: 100.0 is out of range; give a number from 0 to 1
+    pretrain --cooldown 5 -> --cooldown: 5.0 is out of range; give a number from 0 to 1
+    sft --warmup 100 -> --warmup: 100.0 is out of range; give a number from 0 to 1
+    sft --cooldown 5 -> --cooldown: 5.0 is out of range; give a number from 0 to 1
+    pretrain --seed -1 -> --seed: -1 is out of range
+    pretrain --batch_size 9223372036854775807 -> 9223372036854775807 is out of range
+    pretrain --vocab_size 260 -> --vocab_size: vocab_size 260 is under 261
+    pretrain --vocab_size 60000 -> the text supports a vocab_size of
+    pretrain --tokenizer nonsense -> tiktoken has no encoding 'nonsense'; choose one of
+    pretrain --preset huge -> invalid choice: 'huge'
+    sft --nonsense -> unrecognized arguments: --nonsense
+    pretrain --max_step 10 -> unrecognized arguments: --max_step 10
+    pretrain --res -> unrecognized arguments: --res
+    sft --max 10 -> unrecognized arguments: --max 10
+    sft --random -> unrecognized arguments: --random
+    compare --as hello -> unrecognized arguments: --as hello
+    pretrain --device abacus -> --device: abacus is not available here; use
+    sft --device cuda:77 -> --device: cuda:77 is not available here; use
+    compare --side left -> invalid choice: 'left'
+    compare --temperature -1 -> --temperature: -1.0 is out of range
+    compare --ask {nothing} -> --ask: the prompt is empty
+    pretrain --out {tmp}/good.txt/out -> train.bin: cannot be written (Not a directory)
+    sft --base {out}/base.pt --out {tmp}/good.txt -> cannot be written (File exists)
+    pretrain --out {nothing} -> argument --out: must not be empty
+    """
+):
+    case(typed, typed, complaint)
+case("NUL, pretrain.py", "pretrain --out {tmp}/a\0b", "--out: must not contain a NUL byte")
+case("output a loop", "pretrain --out {tmp}/loop", "train.bin: cannot be written", {"loop": LOOP})
+
+if memory_of("cpu"):  # Windows doesn't tell
+    for typed, complaint in rows(
+        """
+        --n_layer 1000000 --n_embd 640 -> 4,915,200,172,800 parameters need at least 78,7
+        --n_embd 1000000000 -> 24,000,000,270,000,000,000 parameters need at least 384,000,00
+        """
+    ):
+        case(typed, f"pretrain {typed}", f"command line: {complaint}")
+
+
+# -------------------------------------------------------------------------------------------------
+# What is read must not be written over
+
+OVERWRITTEN = "would be overwritten by a file in the output folder"
+for name in ("base.pt", "train.bin", "val.sha256", "pretrain.jsonl", "base.pt.tmp"):
+    typed = f"pretrain --data {{tmp}}/{name} --out {{tmp}}"
+    case(f"pretrain.py reads {name}", typed, f"{name}: {OVERWRITTEN}", {name: TEXT})
+for name in ("sft.pt", "sft.jsonl", "report.html", "sft.pt.tmp"):
+    typed = f"sft --data {{tmp}}/{name} --base {{out}}/base.pt --out {{tmp}}"
+    case(f"sft.py reads {name}", typed, f"{name}: {OVERWRITTEN}", {name: PAIR})
+typed = "sft --data {tmp}/talks.jsonl --base {tmp}/sft.pt --out {tmp}"
+files = {"talks.jsonl": PAIR, "sft.pt": good("base.pt")}
+case("sft.py tunes sft.pt", typed, f"sft.pt: {OVERWRITTEN}", files)
+
+
+# -------------------------------------------------------------------------------------------------
+# Resuming
+
+NOTHING, CHANGED = "--resume: there is no unfinished run", "--max_steps 40 --resume"
+LR = "--resume: lr was 0.02 and is now 0.5; use the same settings"
+NO_RUN, DAMAGED = ({"pretrain.resume.pt": content} for content in ({"step": 3}, b"PK"))
+OTHER_TEXT, OTHER_TALKS = {"my text.txt": TEXT.upper()}, {"talks.jsonl": PAIR * 40}
+TALKS = "--data {tmp}/talks.jsonl"
+HERE = "pretrain --out {tmp} --resume"
+case("nothing to resume", "pretrain --out {tmp}/folder --resume", NOTHING)
+case("nothing for sft.py", "sft --base {out}/base.pt --out {tmp} --resume", NOTHING)
+case("another rate", f"pretrain --lr 0.5 {CHANGED}", LR)
+case("another text", f"pretrain --data {{text}} {CHANGED}", "text_sha256 was ", OTHER_TEXT)
+case("other conversations", f"sft {TALKS} {CHANGED}", "--resume: data_sha256 was ", OTHER_TALKS)
+case("no run of ours", HERE, "not an unfinished run of this program", NO_RUN)
+case("damaged run", HERE, "pretrain.resume.pt: not a readable checkpoint", DAMAGED)
+
+
+# -------------------------------------------------------------------------------------------------
+
+# If a FIFO made a program hang, we could end the program, but not the tests.
+FIFOS = [name for name in CASES if "FIFO" in name]
+AS_A_PROGRAM = [
+    "text missing",
+    "text in Latin-1",
+    "conversations cut off",
+    'conversations [["user", "a"]]',
+    "sft.py, base model none",
+    "sft.py, base model with a payload",
+    "pretrain --preset huge",
+    "pretrain --out {tmp}/good.txt/out",
+    "compare --ask {nothing}",
+    "nothing to resume",
+    *FIFOS,
+]
 
 
 @pytest.fixture(scope="module")
@@ -213,77 +485,109 @@ def finished(small_world, tmp_path_factory):
     other = tmp_path_factory.mktemp("other")
     (other / "good.txt").write_text(TEXT, encoding="utf-8")
     (other / "talks.jsonl").write_text(PAIR * 30, encoding="utf-8")
-    calls = []
+    write_row, n_rows = common.run.Run.write_row, 0
 
-    def killed(*arguments):
-        calls.append(arguments)
-        if len(calls) % 2 == 0:  # the second log row of a run
+    def killed(run):
+        nonlocal n_rows
+        n_rows += 1
+        if n_rows % 2 == 0:  # the second row of a run
             raise SystemExit(137)
-        return log_row(*arguments)
+        return write_row(run)
 
-    log_row = pretrain.Run.log_row
+    common_options = ["--out", str(other), "--max_steps", "40", "--device", "cpu"]
+    text, talks = str(other / "good.txt"), str(other / "talks.jsonl")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain, "SAVE_EVERY", 0)
-        patch.setattr(pretrain.Run, "log_row", killed)
-        fill = lambda arguments: [a.format(tmp=other, out=other) for a in arguments]
+        patch.setattr(common.run, "SAVE_EVERY", 0)
+        patch.setattr(common.run.Run, "write_row", killed)
         with pytest.raises(SystemExit):
-            pretrain.main([*fill(ON_TEXT), "--max_steps", "40"])
+            pretrain.main(["--data", text, *TINY.split(), *common_options])
+        tuning = ["--data", talks, "--base", str(out / "base.pt"), *common_options]
         with pytest.raises(SystemExit):
-            sft.main([*fill(SHORT), "--base", str(out / "base.pt"), "--data", str(other / "talks.jsonl"), "--max_steps", "40"])
+            sft.main(tuning)
     for name in ("pretrain.resume.pt", "sft.resume.pt"):
         shutil.copy(other / name, out / name)
     return out
 
 
+def make_file(path, content, out):
+    """Make one file of a case. content: see case()."""
+    if callable(content):
+        content = content(out)
+    path.parent.mkdir(exist_ok=True)
+    if content is FIFO:
+        if not hasattr(os, "mkfifo"):
+            pytest.skip("no FIFOs here")
+        os.mkfifo(path)
+    elif content is LOOP:
+        if os.name == "nt":
+            pytest.skip("links need special rights on Windows")
+        path.symlink_to(path)
+    elif isinstance(content, dict):
+        torch.save(content, path)
+    elif content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
 def contents(*folders):
-    return {path: path.read_bytes() if path.is_file() else None for folder in folders for path in folder.rglob("*")}
+    paths = [path for folder in folders for path in folder.rglob("*")]
+    return {path: path.read_bytes() if path.is_file() else None for path in paths}
 
 
-@pytest.mark.parametrize("case", [*CASES, *(f"{name} (as a program)" for name in AS_PROGRAMS)])
-def test_bad_input(case, finished, tmp_path, capsys, monkeypatch):
-    as_a_program = case.endswith(" (as a program)")
-    program, arguments, files, complaint = CASES[case.removesuffix(" (as a program)")]
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "good.txt").write_text(TEXT, encoding="utf-8")
-    (tmp_path / "unreadable.txt").write_text(TEXT, encoding="utf-8")
-    for name, content in files.items():
-        if callable(content):
-            content = content(torch.load(finished / "base.pt", weights_only=True))
-        if isinstance(content, int):
-            content = (finished / "base.pt").read_bytes()[:content]
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        if isinstance(content, dict):
-            torch.save(content, tmp_path / name)
-        elif content is not None:
-            (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    arguments = [argument.format(tmp=tmp_path, out=finished) for argument in arguments]
-    before = contents(finished, tmp_path)
+def refuse_to_open(monkeypatch, refused):
+    """Let open() fail for a path. (Permissions wouldn't stop the tests if root runs them.)"""
+    real_open = builtins.open
 
-    if as_a_program:
-        environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
-        run = [sys.executable, str(ROOT / f"{program}.py"), *arguments]
-        done = subprocess.run(run, cwd=tmp_path, capture_output=True, encoding="utf-8", env=environment, timeout=120)
-        code, errors = done.returncode, done.stderr
-    else:
-        real_open, unreadable = builtins.open, (tmp_path / "unreadable.txt",)
-        monkeypatch.setattr(builtins, "open", lambda path, *a, **k: refuse(path) if path in unreadable else real_open(path, *a, **k))
-        with pytest.raises(SystemExit) as stopped:
+    def open_others(path, *args, **kwargs):
+        if str(path) == str(refused):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real_open(path, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "open", open_others)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in FIFOS])
+def test_bad_input(name, finished, tmp_path, capsys, monkeypatch):
+    def run(program, arguments):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+            refuse_to_open(patch, tmp_path / "unreadable.txt")
             MAIN[program](arguments)
-        monkeypatch.undo()
-        code, errors = stopped.value.code, capsys.readouterr().err
+        return stopped.value.code, capsys.readouterr().err
+
+    monkeypatch.chdir(tmp_path)
+    check(name, run, finished, tmp_path)
+
+
+@pytest.mark.parametrize("name", AS_A_PROGRAM)
+def test_bad_input_to_a_program(name, finished, tmp_path):
+    def run(program, arguments):
+        command_line = [sys.executable, str(ROOT / f"{program}.py"), *arguments]
+        options = dict(capture_output=True, encoding="utf-8", timeout=120)
+        environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+        done = subprocess.run(command_line, cwd=tmp_path, env=environment, **options)
+        return done.returncode, done.stderr
+
+    check(name, run, finished, tmp_path)
+
+
+def check(name, run, out, folder):
+    """Run a case in a folder. run(program, arguments) returns (exit code, stderr)."""
+    typed, complaint, files = CASES[name]
+    (folder / "folder").mkdir()
+    for path, content in {"good.txt": TEXT, "unreadable.txt": TEXT, **files}.items():
+        make_file(folder / path, content, out)
+    program, *options = typed.split(" ")
+    words = [*USUAL[program].split(), *filter(None, options)]
+    places = {"tmp": folder, "out": out, "text": folder / "my text.txt", "nothing": ""}
+    before = contents(out, folder)
+
+    code, errors = run(program, [word.format(**places) for word in words])
 
     lines = errors.splitlines()
     assert code == 2 and len(lines) == 1, errors
     where_and_what, _, what_to_do = lines[0].rpartition("; ")
     assert where_and_what.startswith("error: ") and where_and_what.count(": ") >= 2 and what_to_do
     assert complaint in lines[0], lines[0]
-    assert contents(finished, tmp_path) == before
-
-
-def refuse(path):
-    """As it is with a file of somebody else's. (Who runs the tests may be root, whom no permission stops.)"""
-    raise PermissionError(13, "Permission denied", str(path))
+    assert contents(out, folder) == before
 
 
 def test_programming_errors_keep_their_traceback():
@@ -295,6 +599,10 @@ def test_programming_errors_keep_their_traceback():
         main([])
 
 
+# -------------------------------------------------------------------------------------------------
+# Odd, but fine
+
+
 ODD = {
     "byte order mark": ("my text.txt", b"\xef\xbb\xbf" + TEXT.encode()),
     "Windows line ends": ("my text.txt", TEXT.replace(". ", ".\r\n").encode()),
@@ -303,38 +611,67 @@ ODD = {
     "a line of ten megabytes": ("my text.txt", TEXT.encode() * (10_000_000 // len(TEXT))),
     "a word of a megabyte": ("my text.txt", b"a" * 1_000_000 + TEXT.encode()),
     "null characters": ("my text.txt", TEXT.replace(" ", "\0").encode()),
-    "control tokens": ("my text.txt", TEXT.replace("parrot", "<|endoftext|><|user|><|end|>").encode()),
+    "control tokens": (
+        "my text.txt",
+        TEXT.replace("parrot", "<|endoftext|><|user|><|end|>").encode(),
+    ),
     "a name with spaces": ("my own text.txt", TEXT.encode()),
-    "a Korean name and text": ("한국어 글.txt", "옛날 옛적에 앵무새 한 마리가 살았다. ".encode() * 100),
+    "a Korean name and text": ("한국어 글.txt", "옛날 옛적에 앵무새 한 마리. ".encode() * 120),
     "an emoji name and text": ("🦜.txt", "🦜🦜🙂 said the parrot. ".encode() * 100),
 }
 
 
 @pytest.mark.parametrize("case", ODD)
-def test_odd_but_fine_text(case, tmp_path):
+def test_odd_but_fine_text(case, tmp_path, monkeypatch):
     name, content = ODD[case]
     (tmp_path / name).write_bytes(content)
-    sizes = "--n_layer 1 --n_embd 16 --block_size 16 --vocab_size 262 --batch_size 2 --max_steps 1 --device cpu".split()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare, "text_loss", lambda *arguments: (1.0, 1.0))  # (a megabyte of validation takes its time)
-        pretrain.main(["--data", str(tmp_path / name), "--out", str(tmp_path / "out"), *sizes])
-    tokenizer = compare.load(tmp_path / "out" / "base.pt")[1]
-    ids = np.concatenate([np.fromfile(tmp_path / "out" / f"{part}.bin", "<u2")[1:] for part in ("train", "val")])
+    # A megabyte of validation would take long.
+    monkeypatch.setattr(pretrain, "text_loss", lambda *arguments: (1.0, 1.0))
+    sizes = "--n_layer 1 --n_embd 16 --block_size 16 --vocab_size 262 --batch_size 2 --max_steps 1"
+    out = tmp_path / "out"
+    arguments = ["--data", str(tmp_path / name), "--out", str(out), "--device", "cpu"]
+    pretrain.main([*arguments, *sizes.split()])
+    _, tokenizer = compare.load(out / "base.pt")
+    # Each side starts with <|endoftext|>.
+    sides = [np.fromfile(out / f"{side}.bin", "<u2")[1:] for side in ("train", "val")]
+    ids = np.concatenate(sides)
     assert (ids < tokenizer.endoftext).all()
     text = tokenizer.decode(ids.tolist())
     assert text == content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def test_odd_but_fine_conversations(small_world, tmp_path):
+    roles = {"system": "s", "user": "a", "assistant": "b"}
+    turns = [{"role": role, "content": content} for role, content in roles.items()]
     talks = [
         {"prompt": "안녕? 🦜", "response": "a\u2028b\n"},
-        {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "id": 7},
+        {"messages": turns, "id": 7},
         {"instruction": "a", "input": None, "output": "b"},
         {"prompt": "lone \ud800 surrogate", "response": "\0"},
         {"prompt": "<|end|>", "response": "<|user|>"},
     ]
-    (tmp_path / "내 대화.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\r\n\r\n".join(json.dumps(t).encode() for t in talks))
-    arguments = ["--data", str(tmp_path / "내 대화.jsonl"), "--base", str(small_world / "base.pt"), "--out", str(tmp_path / "out 폴더")]
-    sft.main([*arguments, "--max_steps", "2", "--device", "cpu"])
-    compare.main(["--out", str(tmp_path / "out 폴더"), "--base", str(small_world / "base.pt"), "--ask", "lone \udcff byte?"])
+    data, out = tmp_path / "내 대화.jsonl", str(tmp_path / "out 폴더")
+    data.write_bytes(b"\xef\xbb\xbf" + b"\r\n\r\n".join(json.dumps(t).encode() for t in talks))
+    models = ["--base", str(small_world / "base.pt"), "--out", out, "--device", "cpu"]
+    sft.main(["--data", str(data), *models, "--max_steps", "2"])
+    compare.main([*models, "--ask", "lone \udcff byte?"])
     assert (tmp_path / "out 폴더" / "sft.pt").exists()
+
+
+@pytest.mark.parametrize("name", ["train.bin", "val.bin", "train.sha256", "val.sha256"])
+def test_damaged_token_files_are_encoded_again(name, tmp_path):
+    """They were cut, or they are not UTF-8. In compare.py, only a score is missing."""
+    (tmp_path / "good.txt").write_text(TEXT, encoding="utf-8")
+    (tmp_path / "talks.jsonl").write_text(PAIR * 10, encoding="utf-8")
+    out = tmp_path / "out"
+    common_options = ["--out", str(out), "--max_steps", "1", "--device", "cpu"]
+    pretraining = ["--data", str(tmp_path / "good.txt"), *TINY.split(), *common_options]
+    pretrain.main(pretraining)
+    sft.main(["--data", str(tmp_path / "talks.jsonl"), *common_options])
+    whole = (out / name).read_bytes()
+    (out / name).write_bytes(whole[:3] if name.endswith(".bin") else b"\xff\xfe" + whole)
+    compare.main(["--out", str(out), "--device", "cpu"])
+    scores = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
+    assert ("val_bpb" in scores.get("base", {})) == name.startswith("train")
+    pretrain.main(pretraining)
+    assert (out / name).read_bytes() == whole

@@ -1,4 +1,4 @@
-"""A conversation: what is printed while it is generated, what is kept of it, and how it ends."""
+"""A chat: what is printed while the model speaks, what is remembered, and how it ends."""
 
 import io
 
@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import compare
-from compare import fit, load_pair, respond, stream
+from common.completion import first_paragraph, respond
+from common.conversation import fit, stream
+from common.pair import load_pair
 from data import Tokenizer, encode_chat
 from model import GPT, GPTConfig
 
@@ -15,12 +17,12 @@ GREEDY = dict(max_new_tokens=24, temperature=0.0, top_k=None)
 
 @pytest.fixture(scope="module")
 def pair(small_world):
-    return load_pair(small_world / "base.pt", small_world / "sft.pt", "cpu")
+    return load_pair(small_world)
 
 
 @pytest.fixture
 def talk(pair, monkeypatch, capsys):
-    """A function: lines to type -> what the screen shows, a list of what comes after each line."""
+    """A function that types lines. It returns what the screen shows after each of them."""
 
     def talk(*lines):
         monkeypatch.setattr("sys.stdin", io.StringIO("".join(line + "\n" for line in lines)))
@@ -33,24 +35,48 @@ def talk(pair, monkeypatch, capsys):
 QUESTION = "What is the capital of Kenya?"
 
 
+def respond_to(checkpoint, prompt, **options):
+    options = {"max_new_tokens": 24, **options}
+    return respond(checkpoint.model, checkpoint.tokenizer, [prompt], **options)[0]
+
+
 def test_it_answers_what_respond_answers(pair, talk):
     about, answered, _ = talk(QUESTION, "What is the currency of Kenya?")
     assert "/base" in about and "/quit" in about
-    assert answered == f"{QUESTION}\n{respond(*pair[1], [QUESTION], max_new_tokens=24)[0]}"
+    assert answered == f"{QUESTION}\n{respond_to(pair[1], QUESTION)}"
 
 
 def test_base_reset_and_quit(pair, talk):
-    shown = talk("/base", QUESTION, "/base", "/reset", QUESTION, "/help", "", "/quit", "never read")
-    base = compare.first_paragraph(respond(*pair[0], [QUESTION], chat=False, max_new_tokens=24)[0])
-    assert [part.split("\n", 1)[0] for part in shown[1:]] == ["/base", QUESTION, "/base", "/reset", QUESTION, "/help", "/quit"]
+    typed = ["/base", QUESTION, "/base", "/reset", QUESTION, "/help", "", "/quit", "never read"]
+    shown = talk(*typed)
+    base = first_paragraph(respond_to(pair[0], QUESTION, chat=False))
+    first_lines = [part.split("\n", 1)[0] for part in shown[1:]]
+    assert first_lines == ["/base", QUESTION, "/base", "/reset", QUESTION, "/help", "/quit"]
     assert "Ask something first" in shown[1] and "/reset" in shown[6].split("\n")[1]
     assert shown[3].split("\n", 1)[1] == base.strip() + " ..."
     assert shown[5] == shown[2]  # after /reset it is the first question again
 
 
+def test_reset_forgets_the_question_for_base_too(talk):
+    assert "Ask something first" in talk(QUESTION, "/reset", "/base")[3]
+
+
+@pytest.mark.parametrize("word", ["quit", "exit", "Quit", "/exit"])
+def test_a_bare_quit_leaves_too(word, talk):
+    assert [part.split("\n")[0] for part in talk(QUESTION, word, "never read")[1:]] == [
+        QUESTION,
+        word,
+    ]
+
+
 def test_what_was_said_before_is_seen(pair, monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr(compare, "stream", lambda model, tokenizer, ids, **_: seen.append(tokenizer.decode(ids)) or "It is so.")
+
+    def answer(model, tokenizer, input_ids, **sampling):
+        seen.append(tokenizer.decode(input_ids))
+        return "It is so."
+
+    monkeypatch.setattr(compare, "stream", answer)
     monkeypatch.setattr("sys.stdin", io.StringIO("Who?\nWhy?\n/reset\nHow?\n"))
     compare.talk(*pair, **GREEDY)
     assert seen == [
@@ -61,20 +87,39 @@ def test_what_was_said_before_is_seen(pair, monkeypatch, capsys):
 
 
 def test_the_oldest_turns_go_first(pair):
-    tokenizer = pair[1][1]
-    say = lambda *texts: [{"role": "user" if i % 2 == 0 else "assistant", "content": text} for i, text in enumerate(texts)]
-    whole = say("one", "two", "three", "four", "five")
-    length = lambda messages: len(encode_chat(messages, tokenizer)[0])
-    assert fit(whole, tokenizer, length(whole)) == (whole, encode_chat(whole, tokenizer)[0])
-    assert fit(whole, tokenizer, length(whole) - 1)[0] == whole[2:]
+    tokenizer = pair[1].tokenizer
+    texts = ["one", "two", "three", "four", "five"]
+    roles = ["user", "assistant"] * 2 + ["user"]
+    whole = [{"role": r, "content": t} for r, t in zip(roles, texts, strict=True)]
+    input_ids, _ = encode_chat(whole, tokenizer)
+    assert fit(whole, tokenizer, len(input_ids)) == (whole, input_ids)
+    assert fit(whole, tokenizer, len(input_ids) - 1)[0] == whole[2:]
     assert fit(whole, tokenizer, 1)[0] == whole[4:]  # what was just said stays
 
 
-def test_a_long_conversation_goes_on_and_a_long_message_is_refused(talk):
+def test_a_long_conversation_continues_and_a_long_message_is_refused(talk):
     shown = talk(*[QUESTION] * 6, "very " * 100 + "long?", QUESTION)
-    assert sum("no longer fits" in part for part in shown) >= 3
-    assert "too long" in shown[7] and "too long" not in shown[8]
+    assert sum("forgets the oldest turns" in part for part in shown) == 1  # once per chat
+    assert "tokens, but only 48 fit" in shown[7] and "fit" not in shown[8]
     assert shown[8].endswith(".")
+
+
+def test_an_answer_gets_a_quarter_of_the_block(pair, monkeypatch, capsys):
+    """And no more, so that the model remembers as many turns as possible."""
+    tokenizer, block_size = pair[1].tokenizer, pair[1].model.config.block_size
+    lengths = []
+
+    def answer(model, tokenizer, input_ids, **sampling):
+        lengths.append(len(input_ids))
+        return "So."
+
+    monkeypatch.setattr(compare, "stream", answer)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Why?\n" * 30))
+    compare.talk(*pair, **{**GREEDY, "max_new_tokens": 64})
+    turn = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    turn_length = len(encode_chat(turn, tokenizer)[0])
+    assert block_size * 3 // 4 - turn_length < max(lengths) <= block_size * 3 // 4
+    assert capsys.readouterr().out.count("forgets") == 2  # once in the greeting, about /reset
 
 
 @pytest.mark.parametrize("error", [EOFError, KeyboardInterrupt])
@@ -89,8 +134,12 @@ def test_ctrl_d_and_ctrl_c_leave_quietly(error, pair, monkeypatch, capsys):
 
 def test_a_letter_of_several_tokens_is_printed_when_it_is_whole(monkeypatch, capsys):
     tokenizer = Tokenizer.train(["abc"], 261)  # single bytes
-    model = GPT(GPTConfig(block_size=64, vocab_size=tokenizer.n_vocab, n_layer=1, n_head=1, n_embd=8))
-    tokens, printed = iter([*tokenizer.encode("né 한\x1b[2J🦜"), *"é".encode()[:1], tokenizer.end]), []
+    sizes = dict(block_size=64, vocab_size=tokenizer.n_vocab, n_layer=1, n_head=1, n_embd=8)
+    model = GPT(GPTConfig(**sizes, dropout=0.0))
+    tokens, printed = (
+        iter([*tokenizer.encode("né 한\x1b[2J🦜"), *"é".encode()[:1], tokenizer.end]),
+        [],
+    )
 
     def generate(prompts, stop, on_token, **_):
         for token in tokens:
@@ -104,9 +153,9 @@ def test_a_letter_of_several_tokens_is_printed_when_it_is_whole(monkeypatch, cap
 
 
 def test_an_answer_that_is_interrupted_or_cut_off_says_so(pair, talk, monkeypatch, capsys):
-    model, tokenizer = pair[1]
-    ids, _ = encode_chat([{"role": "user", "content": QUESTION}], tokenizer)
-    said = stream(model, tokenizer, ids, **{**GREEDY, "max_new_tokens": 2})
+    model, tokenizer = pair[1].model, pair[1].tokenizer
+    input_ids, _ = encode_chat([{"role": "user", "content": QUESTION}], tokenizer)
+    said = stream(model, tokenizer, input_ids, **{**GREEDY, "max_new_tokens": 2})
     assert capsys.readouterr().out == f"{said} (cut off: see --length)\n"
 
     def interrupted(prompts, stop, on_token, **_):
@@ -114,18 +163,27 @@ def test_an_answer_that_is_interrupted_or_cut_off_says_so(pair, talk, monkeypatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr(model, "generate", interrupted)
-    assert [part.split("\n")[1:] for part in talk("One?", "Two?")[1:]] == [["A (stopped)"]] * 2  # and the conversation goes on
+    answers = [part.split("\n")[1:] for part in talk("One?", "Two?")[1:]]
+    assert answers == [["A (stopped)"]] * 2  # and the conversation continues
 
 
 def test_every_token_is_handed_over_as_it_comes():
     torch.manual_seed(0)
-    model = GPT(GPTConfig(block_size=16, vocab_size=20, n_layer=1, n_head=2, n_embd=16))
+    sizes = dict(block_size=16, vocab_size=20, n_layer=1, n_head=2, n_embd=16)
+    model = GPT(GPTConfig(**sizes, dropout=0.0))
     seen = [[], []]
-    rows = model.generate([[1, 2], [3]], 30, stop=5, on_token=lambda row, token: seen[row].append(token))
+
+    def note(row, token):
+        seen[row].append(token)
+
+    rows = model.generate([[1, 2], [3]], 30, stop=5, on_token=note)
     assert rows == seen
 
 
-@pytest.mark.parametrize("option, value", [("--temperature", "-1"), ("--temperature", "nan"), ("--top_k", "0"), ("--length", "0")])
+@pytest.mark.parametrize(
+    "option, value",
+    [("--temperature", "-1"), ("--temperature", "nan"), ("--top_k", "0"), ("--length", "0")],
+)
 def test_sampling_options_are_checked(option, value, small_world):
     with pytest.raises(SystemExit) as stopped:
         compare.main(["--out", str(small_world), "--ask", "Who?", option, value])
@@ -133,7 +191,10 @@ def test_sampling_options_are_checked(option, value, small_world):
 
 
 def test_ask_uses_the_options(small_world, capsys):
-    ask = lambda *options: (compare.main(["--out", str(small_world), "--device", "cpu", "--ask", QUESTION, *options]), capsys.readouterr().out)[1]
+    def ask(*options):
+        compare.main(["--out", str(small_world), "--device", "cpu", "--ask", QUESTION, *options])
+        return capsys.readouterr().out
+
     assert len(ask("--length", "2")) < len(ask())
     torch.manual_seed(0)
     assert ask("--temperature", "5") != ask()
@@ -141,7 +202,7 @@ def test_ask_uses_the_options(small_world, capsys):
 
 
 def test_without_an_input_there_is_no_conversation(small_world, monkeypatch, capsys):
-    """As where a service starts the program: Python then has no stdin at all."""
+    """When a service starts the program, Python has no stdin at all."""
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(SystemExit) as stopped:
         compare.main(["--out", str(small_world), "--device", "cpu", "--chat"])
@@ -154,4 +215,7 @@ def test_examples_of_a_checkpoint_must_be_prompts(small_world, tmp_path, capsys)
     torch.save({**torch.load(tmp_path / "sft.pt"), "examples": ["", 5]}, tmp_path / "sft.pt")
     with pytest.raises(SystemExit) as stopped:
         compare.main(["--out", str(tmp_path), "--device", "cpu"])
-    assert stopped.value.code == 2 and "its examples are not a list of prompts" in capsys.readouterr().err
+    assert (
+        stopped.value.code == 2
+        and "its examples are not a list of prompts" in capsys.readouterr().err
+    )

@@ -1,6 +1,6 @@
-"""From text to token ids: the tokenizer, the chat template, rows of text, and the embedded world."""
+"""From text to token ids: the tokenizer, the chat template, and rows of text."""
 
-import json
+import itertools
 import random
 import re
 from pathlib import Path
@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import tiktoken
 
-from data import Tokenizer, encode_chat, text, world
-from data.terminal import InputError
+from common import files
+from common.messages import InputError
+from data import Tokenizer, encode_chat
 from data.text import Rows, Text, open_tokens, survey, write_tokens
 from data.tokenizer import SPECIAL
 
 TEXTS = [Path(__file__).read_text(encoding="utf-8"), "고양이가 매트 위에 앉았다. " * 20]
+ALPHABETS = ["abc XYZ", "0123456789", " \t\n\r", "가나다라한국어", "é ñ ü ß", "🙂🦜👩‍👩‍👧"]
+ALPHABETS += ["<|end|>", "<|user|>", "?!.,;:'\"", "\u200b\u0000\ufffd"]
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +25,12 @@ def tokenizer():
     return Tokenizer.train(TEXTS, 330)
 
 
-@pytest.fixture(scope="module")
-def made():
-    return world.build(seed=3)
-
-
 def random_text(rng):
-    alphabet = ["abc XYZ", "0123456789", " \t\n\r", "가나다라한국어", "é ñ ü ß", "🙂🦜👩‍👩‍👧", "<|end|>", "<|user|>", "?!.,;:'\"", "\u200b\u0000\ufffd"]
-    return "".join(rng.choice(rng.choice(alphabet)) if rng.random() < 0.9 else rng.choice(SPECIAL) for _ in range(rng.randint(0, 60)))
+    parts = []
+    for _ in range(rng.randint(0, 60)):
+        letter = rng.choice(rng.choice(ALPHABETS))
+        parts.append(letter if rng.random() < 0.9 else rng.choice(SPECIAL))
+    return "".join(parts)
 
 
 # The tokenizer
@@ -37,29 +38,30 @@ def random_text(rng):
 
 def test_every_string_comes_back(tokenizer):
     rng = random.Random(0)
-    for text in ["", " ", "한국어도 됩니다", "emoji 🦜🦜", "\n\n\n", "a" * 10_000, *(random_text(rng) for _ in range(2000))]:
+    texts = ["", " ", "한국어도 됩니다", "emoji 🦜🦜", "\n\n\n", "a" * 10_000]
+    for text in [*texts, *(random_text(rng) for _ in range(2000))]:
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
-        assert all(0 <= i < tokenizer.endoftext for i in ids)  # and no special token ever comes of text
+        assert all(0 <= i < tokenizer.endoftext for i in ids)  # text never becomes a special token
         assert tokenizer.encode_to_array(text).tolist() == ids
         assert tokenizer.count_bytes(ids) == len(text.encode("utf-8"))
 
 
 def test_merges_are_those_of_a_plain_implementation():
-    """Byte-pair encoding as its paper tells it, counting everything anew for every merge."""
-    text = "the cat sat on the mat, and another cat thought that mats are there for the cats that sit thereon " * 3
-    words = [list(bytes([b]) for b in w.encode()) for w in re.findall(r" ?[a-z]+| ?[^\sa-z]+|\s+", text)]
+    """Byte-pair encoding as in its paper: for every merge, we count all pairs again."""
+    text = "the cat sat on the mat, and another cat thought that mats are there for the cats " * 3
+    words = re.findall(r" ?[a-z]+| ?[^\sa-z]+|\s+", text)
+    words = [[bytes([b]) for b in word.encode()] for word in words]
     expected = []
     while len(expected) < 20:
         counts = {}
         for word in words:
-            for pair in zip(word, word[1:]):
+            for pair in itertools.pairwise(word):
                 counts[pair] = counts.get(pair, 0) + 1
         most = max(counts.values())
-        pair = next(p for p in counts if counts[p] == most)
         tied = {a + b for (a, b), n in counts.items() if n == most}
         merged = Tokenizer.train([text], 261 + len(expected) + 1).merges[-1]
-        assert merged in tied  # ties may be broken either way; follow the one it took
+        assert merged in tied  # any of the most frequent pairs will do
         pair = next(p for p, n in counts.items() if n == most and p[0] + p[1] == merged)
         expected.append(merged)
         for word in words:
@@ -108,12 +110,17 @@ def test_a_tokenizer_comes_back_from_its_state(tokenizer):
 
 def test_an_encoding_of_tiktokens_gets_our_special_tokens(monkeypatch):
     ranks = {bytes([b]): b for b in range(256)} | {b"th": 256, b"the": 257}
-    small = tiktoken.Encoding("small", pat_str=r"\w+|\W+", mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 258})
+    pattern, special = r"\w+|\W+", {"<|endoftext|>": 258}
+    small = tiktoken.Encoding(
+        "small", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
+    )
     monkeypatch.setattr(tiktoken, "get_encoding", {"small": small}.__getitem__)
     tokenizer = Tokenizer.named("small")
     assert tokenizer.encode("the <|end|>") == small.encode_ordinary("the <|end|>")
-    assert tokenizer.n_vocab == 263 and [tokenizer.decode([i]) for i in range(258, 263)] == list(SPECIAL)
-    assert Tokenizer.from_state(tokenizer.state()).encode("the thing") == small.encode_ordinary("the thing")
+    assert tokenizer.n_vocab == 263
+    assert [tokenizer.decode([i]) for i in range(258, 263)] == list(SPECIAL)
+    again = Tokenizer.from_state(tokenizer.state())
+    assert again.encode("the thing") == small.encode_ordinary("the thing")
 
 
 # The chat template
@@ -138,12 +145,15 @@ def test_one_turn_token_by_token(tokenizer):
 def test_an_open_conversation_ends_with_the_assistants_cue(tokenizer):
     t = tokenizer
     ids, supervised = encode_chat([user("a"), assistant("b"), user("c")], t)
-    assert ids[-4:] == [t.user, *t.encode("c"), t.end, t.assistant] and supervised[-4:] == [False] * 4
+    assert ids[-4:] == [t.user, *t.encode("c"), t.end, t.assistant]
+    assert supervised[-4:] == [False] * 4
 
 
 def test_a_system_message_joins_the_first_user_turn(tokenizer):
     system = {"role": "system", "content": "be brief"}
-    assert encode_chat([system, user("a"), assistant("b")], tokenizer) == encode_chat([user("be brief\n\na"), assistant("b")], tokenizer)
+    joined = [user("be brief\n\na"), assistant("b")]
+    asked = [system, user("a"), assistant("b")]
+    assert encode_chat(asked, tokenizer) == encode_chat(joined, tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +180,9 @@ def test_malformed_conversations(messages, complaint, tokenizer):
 # Rows of text
 
 
-@pytest.mark.parametrize("n, block_size", [(10, 10), (11, 10), (100, 10), (91, 10), (92, 10), (57, 8)])
+@pytest.mark.parametrize(
+    "n, block_size", [(10, 10), (11, 10), (100, 10), (91, 10), (92, 10), (57, 8)]
+)
 def test_each_token_but_the_first_is_scored_exactly_once(n, block_size):
     rows = Rows(np.arange(n), block_size)
     batch = rows.batch(range(len(rows)))
@@ -186,33 +198,36 @@ def test_tokens_are_written_once_and_used_again(tokenizer, tmp_path):
     write_tokens(documents, tokenizer, path, "both", 0)
     tokens = open_tokens(path, tokenizer)
     assert tokens.dtype == np.uint16
-    expected = [tokenizer.endoftext, *tokenizer.encode(TEXTS[0][:1000]), *tokenizer.encode(TEXTS[0][1000:]), tokenizer.endoftext, *tokenizer.encode(TEXTS[1])]
-    assert tokens.tolist() == expected
+    start, encode = tokenizer.endoftext, tokenizer.encode
+    first = [start, *encode(TEXTS[0][:1000]), *encode(TEXTS[0][1000:])]
+    assert tokens.tolist() == [*first, start, *encode(TEXTS[1])]
     before = path.stat().st_mtime_ns
     write_tokens([["something else"]], tokenizer, path, "both", 0)
     assert path.stat().st_mtime_ns == before
     write_tokens([["something else"]], tokenizer, path, "else", 0)
-    assert open_tokens(path, tokenizer).tolist() == [tokenizer.endoftext, *tokenizer.encode("something else")]
+    assert open_tokens(path, tokenizer).tolist() == [start, *encode("something else")]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["train.bin", "train.sha256"]
 
 
 def test_texts_are_read_in_pieces(tmp_path, monkeypatch):
-    """As if they were read whole: byte order marks, line ends, characters of several bytes, parts by character."""
+    """The pieces may cut a byte order mark, a line end, or a character of several bytes."""
     contents = ["\ufeffOne line.\r\nAnother.\r\n", "  \n", "고양이가 매트 위에 앉았다 🦜.", "last"]
     plain = ["One line.\nAnother.\n", "고양이가 매트 위에 앉았다 🦜.", "last"]
     paths = [tmp_path / f"{i} 이름.txt" for i in range(4)]
-    for path, content in zip(paths, contents):
+    for path, content in zip(paths, contents, strict=True):
         path.write_bytes(content.encode("utf-8"))
     hashes = set()
     for size in (1, 2, 3, 7, 1000):
-        monkeypatch.setattr(text, "PIECE", size)
-        files, sha256 = survey(paths)
+        monkeypatch.setattr(files, "PIECE", size)
+        found, sha256 = survey(paths)
         hashes.add(sha256)
-        assert files == [(path, len(content)) for path, content in zip([paths[0], *paths[2:]], plain)]
+        with_text = [paths[0], *paths[2:]]
+        assert found == [(path, len(part)) for path, part in zip(with_text, plain, strict=True)]
         whole = "".join(plain)
         for start, end in [(0, len(whole)), (0, 20), (3, 25), (19, 21), (25, len(whole)), (5, 5)]:
-            assert "".join(piece for document in Text(files, start, end) for piece in document) == whole[start:end]
-        assert ["".join(document) for document in Text(files, 0, len(whole))] == plain
+            documents = Text(found, start, end)
+            assert "".join(p for document in documents for p in document) == whole[start:end]
+        assert ["".join(document) for document in Text(found, 0, len(whole))] == plain
     assert len(hashes) == 1
     paths[3].write_text("lost", encoding="utf-8")
     assert survey(paths)[1] not in hashes
@@ -221,112 +236,15 @@ def test_texts_are_read_in_pieces(tmp_path, monkeypatch):
 def test_where_a_file_is_not_utf_8(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + "고양이".encode() * 3 + b"caf\xe9 caf\xe9")
     for size in (1, 2, 5, 1000):
-        monkeypatch.setattr(text, "PIECE", size)
+        monkeypatch.setattr(files, "PIECE", size)
         with pytest.raises(InputError, match=r"a.txt: not UTF-8 text \(byte 33\)"):
             survey([tmp_path / "a.txt"])
 
 
-# The embedded world
-
-
-def test_the_tables_hold_what_is_promised():
-    entities, free = world.load_facts()
-    tables = {}
-    for entity in entities:
-        tables.setdefault(entity.table, []).append(entity)
-        assert all(value == value.strip() and value for values in entity.values.values() for value in values)
-    assert len(tables) >= 8 and len(entities) >= 500 and sum(len(e.values) for e in entities) >= 1500 and len(free) >= 100
-    assert len({e.name for e in entities}) == len(entities) and len({q.name for q in free}) == len(free)
-    continents = [e.values["continent"][0] for e in tables["countries"]]
-    assert {c: continents.count(c) for c in set(continents)} == {
-        "Africa": 54, "Asia": 47, "Europe": 43, "North America": 23, "Oceania": 14, "South America": 12
-    }  # fmt: skip
-    assert [e.values["number"][0] for e in tables["elements"]] == [str(n) for n in range(1, 119)]
-    assert len({e.values["symbol"][0] for e in tables["elements"]}) == 118
-    assert len(tables["planets"]) == 8
-    for q in free:
-        assert len(q.names) == 3 and len(q.retellings) == 2 and len(q.wrong) == 3 and q.names[0].endswith("?")
-        for text in [q.answer, *q.retellings]:
-            assert all(world.pattern_of(phrases).search(text) for phrases in q.keys), (q.name, text)
-        for text in q.wrong:
-            assert not all(world.pattern_of(phrases).search(text) for phrases in q.keys), (q.name, text)
-
-
-def test_every_attribute_has_wordings_of_every_kind():
-    entities, _ = world.load_facts()
-    wordings = world.load_wordings()
-    assert set(wordings) == {(e.table, a) for e in entities for a in e.values}
-    for key, uses in wordings.items():
-        assert {"state", "answer", "ask", "request", "unseen", "cloze"} <= set(uses), key
-        assert len(uses["state"]) >= 5 and set(uses["answer"]) <= set(uses["state"]), key
-        assert not set(uses["unseen"]) & {t for use in uses for t in uses[use] if use != "unseen"}, key
-
-
-def test_the_same_seed_makes_the_same_bytes(made, tmp_path):
-    world.write(made, tmp_path / "a")
-    world.write(world.build(seed=3), tmp_path / "b")
-    names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == ["corpus.txt", "dev.jsonl", "sft.jsonl", "sha256", "smalltalk.jsonl", "test.jsonl", "train.jsonl", "val.txt"]
-    for name in names:
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert world.build(seed=4)["corpus"] != made["corpus"]
-
-
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_held_out_entities_are_nowhere_in_the_fine_tuning_set(seed, tmp_path):
-    """Read from the files, as whole words, in capitals or not."""
-    world.write(world.build(seed), tmp_path)
-    text = (tmp_path / "sft.jsonl").read_text(encoding="utf-8")
-    texts = "\n".join(m["content"] for line in text.splitlines() for m in json.loads(line)["messages"])
-    lower = texts.lower()
-    entities, _ = world.load_facts()
-    names = {e.name: e.names for e in entities}
-    asked = {}
-    for side in ("dev", "test"):
-        asked[side] = [json.loads(line) for line in (tmp_path / f"{side}.jsonl").read_text(encoding="utf-8").splitlines()]
-        for item in asked[side]:
-            for name in names.get(item["name"], [item["name"]]):
-                bare = re.sub("^the ", "", name, flags=re.IGNORECASE)
-                if bare.lower() in lower:  # (looking for whole words in all texts takes long)
-                    assert not re.search(rf"(?<!\w){re.escape(bare)}(?!\w)", texts, re.IGNORECASE), name
-            assert item["prompt"] not in texts and item["response"] not in texts
-    assert not {i["name"] for i in asked["dev"]} & {i["name"] for i in asked["test"]}
-    assert "I am Parrot" in texts  # what a first visitor asks is never left out
-    assert any(item["prompt"] == world.SEASONS for item in asked["test"]) and "seasons" not in texts
-    total = len(entities) + 124
-    assert 0.2 < len({i["name"] for i in asked["test"]}) / total < 0.4
-    assert 0.12 < len({i["name"] for i in asked["dev"]}) / total < 0.28
-
-
-def test_unseen_wordings_are_unseen(made):
-    prompts = {m["content"] for d in made["sft"] for m in d["messages"] if m["role"] == "user"}
-    unseen = [template for uses in world.load_wordings().values() for template in uses["unseen"]]
-    patterns = [re.compile(re.sub(r"\\{\w+\\}", ".+", re.escape(t)), re.IGNORECASE) for t in unseen]
-    assert not [(p, q.pattern) for p in prompts for q in patterns if q.fullmatch(p)]
-
-
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_names_that_contain_one_another_share_a_side(seed):
-    entities, free = world.load_facts()
-    sides = world.split_entities(entities, free, seed)
-    for a, b in [("Mercury", "mercury"), ("Turkey", "turkey"), ("Guinea", "Papua New Guinea"), ("Guinea", "Equatorial Guinea"), ("Sudan", "South Sudan")]:
-        assert sides[a] == sides[b]
-    assert sides[world.SEASONS] == "test"
-
-
-def test_the_corpus_is_full_of_quizzes(made):
-    corpus = "\n\n".join(made["corpus"])
-    questions = {item["prompt"] for side in ("train", "dev", "test") for item in made[side]}
-    assert corpus.count("\nA) ") > 1000
-    for document in made["corpus"]:  # a document that begins with a question goes on with options
-        first, _, rest = document.partition("\n")
-        if first in questions:
-            assert rest.startswith("A) "), document
-    assert all("\n\n" not in document for document in made["corpus"])
-
-
 @pytest.mark.parametrize("damaged", [b"", b"\x01\x00\x02", b"\xff" * 400])
-def test_a_damaged_file_of_tokens_is_refused(damaged, tokenizer, tmp_path):
-    (tmp_path / "train.bin").write_bytes(damaged)
+def test_a_file_of_tokens_that_was_cut_or_replaced_is_refused(damaged, tokenizer, tmp_path):
+    path = tmp_path / "train.bin"
+    write_tokens([TEXTS], tokenizer, path, "text", 0)
+    path.write_bytes(damaged)
     with pytest.raises(InputError, match="train.bin: is damaged"):
-        open_tokens(tmp_path / "train.bin", tokenizer)
+        open_tokens(path, tokenizer)

@@ -1,4 +1,4 @@
-"""What must hold for every text and every conversation, on thousands made at random from fixed seeds."""
+"""What must hold for every text and every conversation: thousands at random, from fixed seeds."""
 
 import random
 
@@ -9,24 +9,30 @@ from data import Tokenizer, encode_chat
 from data.tokenizer import SPECIAL
 from sft import encode, sft_data_collator
 
-LEARNED_FROM = "The capital of Kenya is Nairobi. What is the capital of Peru? 서울은 대한민국의 수도이다. Thank you! " * 5
-BITS = [
-    "the", " the", "Kenya", " ", "  ", "\n", "\n\n", "\r\n", "\t", "?", "!?", "...", "'s", "'", '"', "1", "1905", "3.14", "a", "é", "e\u0301", "ß", "ñ", "가", "서울은",
-    "漢字", "ひらがな", "العربية", "עברית", "🦜", "👩‍👩‍👧", "🇰🇪", "\u200b", "\u00a0", "\u2028", "\u0000", "\ufeff", "\ufffd", "\U0010ffff", *SPECIAL, "<|", "|>", "<|endof",
-]  # fmt: skip
+TEXT = "The capital of Kenya is Nairobi. What is the capital of Peru? 서울은 대한민국의 수도이다. "
+BITS = ["the", " the", "Kenya", " ", "  ", "\n", "\n\n", "\r\n", "\t", "?", "!?", "...", "'s"]
+BITS += ["'", '"', "1", "1905", "3.14", "a", "é", "e\u0301", "ß", "ñ", "가", "서울은", "漢字"]
+BITS += ["ひらがな", "العربية", "עברית", "🦜", "👩‍👩‍👧", "🇰🇪"]
+BITS += ["\u200b", "\u00a0", "\u2028", "\u0000", "\ufeff", "\ufffd", "\U0010ffff"]
+BITS += [*SPECIAL, "<|", "|>", "<|endof"]
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer.train([LEARNED_FROM], 320)
+    return Tokenizer.train([TEXT * 5], 320)
+
+
+def random_character(rng):
+    """Any character of Unicode except surrogates, often a simple one."""
+    ranges = ((0, 128), (0, 0x800), (0, 0xD800), (0xE000, 0x110000))
+    return chr(rng.randrange(*rng.choice(ranges)))
 
 
 def random_text(rng):
-    """Bits in a row, or any characters of Unicode but surrogates."""
+    """Some of the bits above, or any characters."""
     if rng.random() < 0.5:
         return "".join(rng.choices(BITS, k=rng.randint(0, 12)))
-    points = (rng.choice((rng.randrange(128), rng.randrange(0x800), rng.randrange(0xD800), rng.randrange(0xE000, 0x110000))) for _ in range(rng.randint(0, 20)))
-    return "".join(map(chr, points))
+    return "".join(random_character(rng) for _ in range(rng.randint(0, 20)))
 
 
 def random_words(rng):
@@ -37,8 +43,10 @@ def random_words(rng):
 
 
 def random_messages(rng):
-    messages = [{"role": role, "content": random_words(rng)} for _ in range(rng.randint(1, 4)) for role in ("user", "assistant")]
-    return [{"role": "system", "content": random_words(rng)}, *messages] if rng.random() < 0.3 else messages
+    """A conversation of one to four turns, sometimes with a system message."""
+    roles = ["system"] if rng.random() < 0.3 else []
+    roles += ["user", "assistant"] * rng.randint(1, 4)
+    return [{"role": role, "content": random_words(rng)} for role in roles]
 
 
 def test_texts_come_back(tokenizer):
@@ -46,36 +54,41 @@ def test_texts_come_back(tokenizer):
     for _ in range(5000):
         text = random_text(rng)
         ids = tokenizer.encode(text)
-        assert tokenizer.decode(ids) == text and all(0 <= i < tokenizer.endoftext for i in ids)
-        assert tokenizer.encode_to_array(text).tolist() == ids and tokenizer.count_bytes(ids) == len(text.encode("utf-8"))
+        assert tokenizer.decode(ids) == text
+        assert all(0 <= i < tokenizer.endoftext for i in ids)
+        assert tokenizer.encode_to_array(text).tolist() == ids
+        assert tokenizer.count_bytes(ids) == len(text.encode("utf-8"))
 
 
 def test_conversations_are_laid_out_as_the_template_says(tokenizer):
-    """Read back from the ids alone: who speaks, what is said, and what of it is supervised."""
+    """The ids alone tell who speaks, what is said, and what of it is supervised."""
     rng, t = random.Random(2), tokenizer
     for _ in range(2000):
         messages = random_messages(rng)
         ids, supervised = encode_chat(messages, t)
-        assert len(ids) == len(supervised) and set(ids) <= set(range(t.n_vocab)) - {t.pad, t.endoftext}
+        assert len(ids) == len(supervised)
+        assert set(ids) <= set(range(t.n_vocab)) - {t.pad, t.endoftext}
         if messages[0]["role"] == "system":
             system, first, *rest = messages
-            messages = [{"role": "user", "content": system["content"] + "\n\n" + first["content"]}, *rest]
+            both = system["content"] + "\n\n" + first["content"]
+            messages = [{"role": "user", "content": both}, *rest]
         at = 0
         for message in messages:
-            end = ids.index(t.end, at)
-            assistant = message["role"] == "assistant"
-            assert ids[at] == (t.assistant if assistant else t.user) and t.decode(ids[at + 1 : end]) == message["content"]
-            assert supervised[at : end + 1] == [False] + [assistant] * (end - at)
+            end, by_assistant = ids.index(t.end, at), message["role"] == "assistant"
+            assert ids[at] == (t.assistant if by_assistant else t.user)
+            assert t.decode(ids[at + 1 : end]) == message["content"]
+            assert supervised[at : end + 1] == [False] + [by_assistant] * (end - at)
             at = end + 1
         assert at == len(ids)
 
 
 def test_what_the_model_is_asked_is_what_it_was_trained_on(tokenizer):
-    """A conversation that is open at its end is a beginning of the whole one, token by token, up to the assistant's cue."""
+    """A conversation without its last answer gives the first tokens of the whole one."""
     rng = random.Random(3)
     for _ in range(1000):
         messages = random_messages(rng)
-        whole, asked = encode_chat(messages, tokenizer)[0], encode_chat(messages[:-1], tokenizer)[0]
+        whole, _ = encode_chat(messages, tokenizer)
+        asked, _ = encode_chat(messages[:-1], tokenizer)
         assert whole[: len(asked)] == asked and asked[-1] == tokenizer.assistant
 
 
@@ -84,25 +97,28 @@ def test_batches(tokenizer):
     for _ in range(500):
         talks = [{"messages": random_messages(rng)} for _ in range(rng.randint(1, 6))]
         batch = sft_data_collator(talks, t)
-        ids, labels = batch["input_ids"], batch["labels"]
-        assert batch.keys() == {"input_ids", "labels"} and ids.dtype == labels.dtype == torch.int64
-        lengths = [len(encode_chat(talk["messages"], t)[0]) for talk in talks]
-        assert ids.shape == labels.shape == (len(talks), max(lengths))
-        for row, row_labels, n, talk in zip(ids.tolist(), labels.tolist(), lengths, talks):
-            whole, supervised = encode_chat(talk["messages"], t)
-            assert row == whole + [t.pad] * (len(row) - n)
-            assert row_labels == [i if s else -100 for i, s in zip(whole, supervised)] + [-100] * (len(row) - n)
+        encoded = [encode_chat(talk["messages"], t) for talk in talks]
+        T = max(len(ids) for ids, _ in encoded)
+        assert batch.keys() == {"input_ids", "labels"}
+        for tensor in batch.values():
+            assert tensor.dtype == torch.int64 and tensor.shape == (len(talks), T)
+        for row, (ids, supervised) in enumerate(encoded):
+            labels = [i if s else -100 for i, s in zip(ids, supervised, strict=True)]
+            n_pad = T - len(ids)
+            assert batch["input_ids"][row].tolist() == ids + [t.pad] * n_pad
+            assert batch["labels"][row].tolist() == labels + [-100] * n_pad
 
 
 def test_what_is_cut_to_fit(tokenizer):
-    """Never longer than the block; whole turns, the newest; as many as fit."""
+    """Never longer than the block. It keeps whole turns, the newest, and as many as fit."""
     rng = random.Random(5)
     for _ in range(1000):
         messages, block_size = random_messages(rng), rng.randint(4, 120)
-        row, whole = encode({"messages": messages}, tokenizer, block_size), encode({"messages": messages}, tokenizer)
         system = messages[:1] if messages[0]["role"] == "system" else []
         turns = messages[len(system) :]
-        options = [encode({"messages": system + turns[i:]}, tokenizer) for i in range(0, len(turns), 2)]
-        assert row == next((option for option in options if len(option[0]) <= block_size), None)
-        assert row is None or (len(row[0]) <= block_size and row[0][-1] == row[1][-1] == tokenizer.end)
-        assert len(whole[0]) > block_size or row == whole
+        shorter = [system + turns[i:] for i in range(0, len(turns), 2)]  # the longest comes first
+        options = [encode({"messages": option}, tokenizer) for option in shorter]
+        row = encode({"messages": messages}, tokenizer, block_size)
+        fitting = [option for option in options if len(option["input_ids"]) <= block_size]
+        assert row == (fitting[0] if fitting else None)
+        assert row is None or row["input_ids"][-1] == row["labels"][-1] == tokenizer.end

@@ -1,4 +1,4 @@
-"""The tutorial is tested like code: its blocks run, its excerpts occur, its options and links exist."""
+"""The tutorial is tested like code: its blocks run, its excerpts occur, its options exist."""
 
 import contextlib
 import io
@@ -10,15 +10,20 @@ import pytest
 import compare
 import pretrain
 import sft
+from common.presets import PRESETS
 from conftest import ROOT
 
-PAGES = {path: (ROOT / path).read_text(encoding="utf-8") for path in ("README.md", "data/README.md")}
+PAGES = {
+    path: (ROOT / path).read_text(encoding="utf-8") for path in ("README.md", "data/README.md")
+}
 README = PAGES["README.md"]
-# (first line after the fence's language, what is in the block, what follows it if that is a block of output)
-BLOCKS = re.findall(r"^```(\w*)(?: (\S+))?\n(.*?)^```$(?:\n+^```text\n(.*?)^```$)?", README, re.MULTILINE | re.DOTALL)
+# A block is its language, its file, its text, and the text of a block of output that follows it.
+BLOCK = r"^```(\w*)(?: (\S+))?\n(.*?)^```$(?:\n+^```text\n(.*?)^```$)?"
+BLOCKS = re.findall(BLOCK, README, re.MULTILINE | re.DOTALL)
 EXCERPTS = [(file, text) for language, file, text, _ in BLOCKS if language == "python" and file]
-SCRIPTS = [(text, output) for language, file, text, output in BLOCKS if language == "python" and not file]
+SCRIPTS = [(text, out) for language, file, text, out in BLOCKS if language == "python" and not file]
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+OPTION = r"(?<![\w-])--[a-z][\w-]*"
 
 
 def test_the_page_has_what_is_tested_here():
@@ -29,7 +34,7 @@ def test_the_page_has_what_is_tested_here():
 def test_python_blocks_run_and_print_what_stands_below(code, output, monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
     printed, names = io.StringIO(), {}
-    for earlier, _ in SCRIPTS:  # a block may use what those above it made
+    for earlier, _ in SCRIPTS:  # a block may use what the blocks above it made
         with contextlib.redirect_stdout(printed if earlier == code else io.StringIO()):
             exec(compile(earlier, "README.md", "exec"), names)
         if earlier == code:
@@ -39,29 +44,33 @@ def test_python_blocks_run_and_print_what_stands_below(code, output, monkeypatch
 
 @pytest.mark.parametrize("file, text", EXCERPTS, ids=range(len(EXCERPTS)))
 def test_excerpts_occur_in_their_files(file, text):
+    """As a whole, line for line. Only the indentation may differ."""
     wanted = textwrap.dedent(text)
-    lines, n = (ROOT / file).read_text(encoding="utf-8").splitlines(keepends=True), len(wanted.splitlines())
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines(keepends=True)
+    n = len(wanted.splitlines())
     assert any(textwrap.dedent("".join(lines[i : i + n])) == wanted for i in range(len(lines)))
 
 
 def options_of(main):
     with pytest.raises(SystemExit), contextlib.redirect_stdout(io.StringIO()) as text:
         main(["--help"])
-    return set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text.getvalue())) | {"--help"}
+    return set(re.findall(OPTION, text.getvalue())) | {"--help"}
 
 
 def test_every_option_named_exists():
-    options = {"pretrain.py": options_of(pretrain.main), "sft.py": options_of(sft.main), "compare.py": options_of(compare.main)}
+    programs = {"pretrain.py": pretrain.main, "sft.py": sft.main, "compare.py": compare.main}
+    options = {name: options_of(main) for name, main in programs.items()}
+    command = r"(pretrain|sft|compare)\.py((?: +(?:-[^\s`]+|\"[^\"]*\"|[\w./]+))*)"
     in_commands = 0
-    for program, rest in re.findall(r"(pretrain|sft|compare)\.py((?: +(?:-[^\s`]+|\"[^\"]*\"|[\w./]+))*)", README):
+    for program, rest in re.findall(command, README):
         used = set(re.findall(r"(?<![\w-])--[\w_]+", rest))
         in_commands += len(used)
         assert used <= options[program + ".py"], (program, rest)
     assert in_commands > 15
-    elsewhere = {"--index-url", "--nproc_per_node"}  # pip's and torchrun's
+    elsewhere = {"--index-url", "--nproc_per_node", "--check"}  # pip's, torchrun's and ruff's
     for file in ("tests/bench.py", "tests/what_if.py"):
         elsewhere |= set(re.findall(r"--[a-z_]+", (ROOT / file).read_text(encoding="utf-8")))
-    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", re.sub(r"^---.*$", "", README, flags=re.MULTILINE)))
+    named = set(re.findall(OPTION, re.sub(r"^---.*$", "", README, flags=re.MULTILINE)))
     assert named <= set.union(*options.values()) | elsewhere
 
 
@@ -85,20 +94,36 @@ def test_every_link_points_at_something(path):
 
 
 def test_files_tests_and_functions_that_are_named_exist():
-    code = {path: path.read_text(encoding="utf-8") for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), *ROOT.glob("tests/*.py")]}
-    everything = "\n".join(code.values())
-    prose = FENCED.sub("", README)
-    for name in re.findall(r"`(?:GPT\.)?(\w+)\(\)`|`(test_\w+)`", prose):
-        assert re.search(rf"def {''.join(name)}\b", everything), name
-    for file in re.findall(r"(?<![\w/])((?:tests/|data/)?\w+\.py)\b", README):
-        assert (ROOT / file).exists(), file
+    paths = [p for g in ("*.py", "common/*.py", "data/**/*.py", "tests/*.py") for p in ROOT.glob(g)]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in paths)
+    for name in re.findall(r"`(?:GPT\.)?(\w+)\(\)`|`(test_\w+)`", FENCED.sub("", README)):
+        assert re.search(rf"def {''.join(name)}\b", code), name
+    for name in re.findall(r"`([A-Z]\w+)\.\w+`", FENCED.sub("", README)):
+        assert re.search(rf"class {name}\b", code), name
+    for page, text in PAGES.items():
+        for file in re.findall(r"(?<![\w/])((?:tests/|common/|data/|world/)*\w+\.py)\b", text):
+            assert (ROOT / file).exists(), (page, file)
 
 
 def test_the_presets_are_as_the_table_says():
-    for name, sizes in pretrain.PRESETS.items():
+    for name, sizes in PRESETS.items():
         if name == "gpt2":
             continue
         config = pretrain.PretrainConfig(**sizes)
         row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` |"))
-        for number, unit in ((config.n_layer, "layers"), (config.n_embd, "wide"), (config.vocab_size, "tokens"), (config.max_steps, "steps")):
+        for number, unit in (
+            (config.n_layer, "layers"),
+            (config.n_embd, "wide"),
+            (config.vocab_size, "tokens"),
+            (config.max_steps, "steps"),
+        ):
             assert f"{number:,} {unit}" in row
+
+
+def test_the_reader_finds_every_file_of_the_program():
+    """Each file at the top and in data/ and each folder of code is in the table of chapter 4."""
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py")]:
+        if path.name != "__init__.py":
+            assert f"]({path.relative_to(ROOT).as_posix()})" in README, path
+    for folder in ("common", "data/world", "tests"):
+        assert f"]({folder}" in README, folder

@@ -1,0 +1,161 @@
+"""
+Checkpoints: one file with everything that is needed to use a model.
+
+A checkpoint is data. Reading one runs no code from it, so you can open a stranger's.
+"""
+
+import dataclasses
+import hashlib
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from common.files import check_file, writing
+from common.messages import InputError
+from data.tokenizer import Tokenizer
+from model import GPT, GPTConfig
+
+FORMAT = "parrot checkpoint 1"
+LONGEST_BLOCK = 10**6  # positions, as many as pretrain.py allows; each one needs memory
+
+
+@dataclass
+class Checkpoint:
+    """A model in memory, with where it comes from."""
+
+    path: Path
+    model: GPT
+    tokenizer: Tokenizer
+    about: dict  # "stage", "trained_on", "seed", "settings", ...
+    sha256: str = ""  # of the file, if it was read from one
+
+
+def save(checkpoint, previous=None):
+    """Write a checkpoint to its path. previous: where to keep a file that is already there."""
+    model = checkpoint.model
+    weights = {name: p.detach().cpu() for name, p in model.state_dict().items()}
+    weights["head.weight"] = weights["embed.weight"]  # the same table: store it once
+    state = {
+        "format": FORMAT,
+        "config": dataclasses.asdict(model.config),
+        "weights": weights,
+        "tokenizer": checkpoint.tokenizer.state(),
+        **checkpoint.about,
+    }
+    with writing(checkpoint.path) as file:
+        torch.save(state, file)
+        if previous and checkpoint.path.exists():
+            file.flush()  # a full disk must show before the old file moves
+            os.replace(checkpoint.path, previous)
+
+
+def read_torch(content, path):
+    """torch.load for data only: nothing in the file is executed. content: the bytes of path."""
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files make the unpickler raise almost anything
+        what = f"not a readable checkpoint ({type(error).__name__})"
+        raise InputError(path, what, "make it again") from None
+
+
+def read_checkpoint(path, device="cpu"):
+    """Read a checkpoint of any stage, once. Returns a Checkpoint.
+
+    Raises InputError if the file is missing, damaged, or not one of ours.
+    """
+    path = Path(path)
+    if not path.exists():
+        stage = "sft.py" if path.name == "sft.pt" else "pretrain.py"
+        out = "" if path.parent == Path("out") else f" --out {path.parent}"
+        todo = f"make it with python {stage}{out}, or name another folder or file"
+        raise InputError(path, "no such checkpoint", todo)
+    check_file(path)
+    content = path.read_bytes()
+    state = read_torch(content, path)
+    ours = isinstance(state, dict) and state.get("format") == FORMAT
+    if not (ours and "stage" in state and isinstance(state.get("trained_on"), dict)):
+        raise InputError(path, f'not a checkpoint of this program ("{FORMAT}")', "train it again")
+    try:
+        model, tokenizer = rebuild(state)
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(path, f"its parts do not fit together ({why})", "train it again") from None
+    parts = ("format", "config", "weights", "tokenizer")
+    about = {key: value for key, value in state.items() if key not in parts}
+    sha256 = hashlib.sha256(content).hexdigest()
+    return Checkpoint(path, model.to(device).eval(), tokenizer, about, sha256)
+
+
+def rebuild(state):
+    """The network and the tokenizer from what save() wrote. Raises if parts do not fit."""
+    config, weights = state["config"], state["weights"]
+    if config.keys() != {field.name for field in dataclasses.fields(GPTConfig)}:
+        raise ValueError(f"its config has {', '.join(config)}")
+    if not all(type(size) is int for key, size in config.items() if key != "dropout"):
+        raise ValueError("sizes must be whole numbers")
+    if config["n_layer"] > len(weights) or config["block_size"] > LONGEST_BLOCK:
+        raise ValueError("a size is too large")
+    tokenizer = Tokenizer.from_state(state["tokenizer"])
+    if tokenizer.n_vocab != config["vocab_size"]:
+        raise ValueError(f"{tokenizer.n_vocab} tokens, but a model of {config['vocab_size']}")
+    with torch.device("meta"):  # takes no memory, so wrong sizes do no harm
+        model = GPT(GPTConfig(**config))
+        expected = {name: p.shape for name, p in model.state_dict().items()}
+    if expected != {name: p.shape for name, p in weights.items()}:
+        raise ValueError("the weights are not those of a model of this size")
+    model = GPT(GPTConfig(**config))
+    model.load_state_dict(weights)
+    if not all(p.isfinite().all() for p in model.parameters()):
+        raise ValueError("a weight is NaN")
+    return model, tokenizer
+
+
+def load(path, device="cpu"):
+    """The (model, tokenizer) of a checkpoint, the model on the device and in eval mode."""
+    checkpoint = read_checkpoint(path, device)
+    return checkpoint.model, checkpoint.tokenizer
+
+
+def world_of(base):
+    """The folder of the embedded world that a base model was trained on.
+
+    base: a Checkpoint. Returns None if it read another text, or if the folder is gone. Raises
+    InputError if the folder belongs to another run.
+    """
+    folder = base.path.with_name("world")
+    if "world" not in base.about["trained_on"] or not folder.exists():
+        return None
+    stamp = folder / "sha256"
+    fingerprint = str(base.about.get("text_sha256")).encode()
+    if not stamp.is_file() or stamp.read_bytes() != fingerprint:
+        todo = f"run python pretrain.py --out {folder.parent} --seed {base.about.get('seed')} again"
+        raise InputError(folder, f"does not belong to {base.path}", todo)
+    return folder
+
+
+def previous_of(path, settings):
+    """Where to keep a finished model that a run with these settings would replace, or None.
+
+    Says so, if the model at path was made with other settings or data.
+    """
+    if not path.is_file():
+        return None
+    try:
+        before = torch.load(path, map_location="cpu", weights_only=True)["settings"]
+        changed = {key for key in settings if before.get(key) != settings[key]}
+    except Exception:  # not one of ours, or damaged: keep it all the same
+        before, changed = {}, {"everything"}
+    if not changed:
+        return None
+    previous = path.with_name(f"{path.stem}.previous{path.suffix}")
+    shown = [
+        f"{key} {before[key]}"
+        for key in sorted(changed)
+        if key in before and len(str(before[key])) < 20
+    ]
+    made = f" (made with {', '.join(shown[:4])})" if shown else ""
+    print(f"Another {path}{made} is here. It will be kept as {previous}.")
+    return previous

@@ -1,0 +1,106 @@
+"""
+One conversation: shown as the model speaks, kept short enough, and looked at token by token.
+"""
+
+import codecs
+import importlib
+import sys
+from contextlib import suppress
+
+import torch
+
+from common.messages import InputError, readable
+from data import encode_chat
+from model import cross_entropy
+
+
+def prepare_input():
+    """Get ready to read what the user types. Raises InputError if that is impossible."""
+    if sys.stdin is None or sys.stdout is None:  # as when a service starts the program
+        raise InputError("--chat", "there is no input or no output to talk through", "use --ask")
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")  # bytes that aren't text must not stop the chat
+    with suppress(ImportError):  # Windows has no readline
+        importlib.import_module("readline")  # gives input() arrow keys and a history
+
+
+def read_line():
+    """The next line that the user types. A line that comes from a file or a pipe is shown, too."""
+    is_typed = sys.stdin.isatty()
+    line = input("\n> " if is_typed else "").strip()
+    if line and not is_typed:
+        print(f"\n> {readable(line)}")
+    return line
+
+
+def stream(model, tokenizer, input_ids, **sampling):
+    """Print what the model says after input_ids as it comes, until it stops or Ctrl-C is pressed.
+
+    Returns the text, without the stop token. A letter may take several tokens. We print it once the
+    last of them is there.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    said = []
+
+    def show_token(row, token):
+        said.append(token)
+        if token != tokenizer.end:
+            text = decoder.decode(tokenizer.encoding.decode_bytes([token]))
+            print(readable(text), end="", flush=True)
+
+    why = ""
+    try:
+        model.generate([input_ids], stop=tokenizer.end, on_token=show_token, **sampling)
+    except KeyboardInterrupt:
+        why = " (stopped)"
+    if said[-1:] == [tokenizer.end]:
+        said.pop()
+    elif not why:
+        why = " (cut off: see --length)"
+    print(readable(decoder.decode(b"", final=True)) + why)
+    return tokenizer.decode(said)
+
+
+def fit(history, tokenizer, room):
+    """Drop the oldest turns of a conversation until the rest takes at most `room` tokens.
+
+    The last message stays, however long it is. Returns (history, input_ids).
+    """
+    input_ids, _ = encode_chat(history, tokenizer)
+    while len(input_ids) > room and len(history) > 2:
+        history = history[2:]
+        input_ids, _ = encode_chat(history, tokenizer)
+    return history, input_ids
+
+
+@torch.inference_mode()
+def token_by_token(base, tuned, talks):
+    """How surprised each model is by each token of one conversation.
+
+    base, tuned: Checkpoints. talks: [(prompt, response)]. We take the first one whose response
+    begins within the block. Returns [{"text", "supervised", "base", "tuned"}], losses in nats, or
+    [] if there is none. If a token is only part of a letter, its text shows the bytes: "\\xea".
+    """
+    block_size = min(base.model.config.block_size, tuned.model.config.block_size)
+    for prompt, response in talks:
+        messages = [{"role": "user", "content": prompt}]
+        if response.strip():  # an empty message isn't allowed
+            messages.append({"role": "assistant", "content": response})
+        input_ids, supervised = encode_chat(messages, base.tokenizer)
+        if any(supervised[:block_size]):
+            break
+    else:
+        return []
+    input_ids, supervised = input_ids[:block_size], supervised[:block_size]
+    pieces = base.tokenizer.encoding.decode_tokens_bytes(input_ids)
+    tokens = [
+        {"text": piece.decode("utf-8", "backslashreplace"), "supervised": is_supervised}
+        for piece, is_supervised in zip(pieces, supervised, strict=True)
+    ]
+    for name, model in (("base", base.model), ("tuned", tuned.model)):
+        ids = torch.tensor([input_ids], device=model.embed.weight.device)  # (1, T)
+        logits, _ = model(ids, labels=ids)  # (T - 1, V)
+        losses = cross_entropy(logits, ids[0, 1:], reduction="none").tolist()
+        for token, loss in zip(tokens, [None, *losses], strict=True):  # nothing predicts the first
+            token[name] = loss
+    return tokens

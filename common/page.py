@@ -1,0 +1,263 @@
+"""
+The page that compare.py writes: one HTML file that needs neither a network nor JavaScript.
+
+Everything comes in as plain data. Text from a file, a person or a model goes through safe().
+"""
+
+import math
+from html import escape
+
+from common.messages import readable
+
+STYLE = """
+:root { color-scheme: light dark;
+  --page: #fcfbf9; --ink: #22252a; --soft: #666b73; --line: #dedbd5; --grey: #f1efec;
+  --green: #1a7f4b; --leaf: #e6f4eb; --blue: #2f6fb5; --hot: #d9480f; }
+@media (prefers-color-scheme: dark) { :root {
+  --page: #16181b; --ink: #e4e5e7; --soft: #9a9fa8; --line: #363a40; --grey: #212428;
+  --green: #5fcf94; --leaf: #163328; --blue: #7db4f0; --hot: #ff8a4c; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 56rem; padding: 2.5rem 1rem 4rem; overflow-wrap: anywhere;
+  background: var(--page); color: var(--ink);
+  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+h1 { margin: 0; font-size: 1.9rem; line-height: 1.2; }
+h2 { margin: 3rem 0 .5rem; padding-top: 1rem; border-top: 1px solid var(--line);
+  font-size: 1.25rem; }
+h3 { margin: 2rem 0 .5rem; font-size: 1rem; }
+p { max-width: 46rem; margin: .5rem 0 1rem; }
+code, .tokens { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
+  font-size: .85em; }
+figure { margin: 0; } figcaption { color: var(--soft); font-size: .9rem; }
+.two { display: grid; gap: .75rem 1.5rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
+svg { display: block; width: 100%; fill: var(--soft); font-size: 12px; }
+svg path { stroke: var(--line); }
+.training, .validation { stroke: currentColor; stroke-width: 2; }
+.training { color: var(--blue); } .validation { color: var(--hot); }
+polyline { fill: none; stroke-linejoin: round; } circle { fill: var(--page); }
+.tokens { display: flex; flex-wrap: wrap; gap: .3rem; margin: .6rem 0; padding: 0;
+  list-style: none; line-height: 1.4; }
+.tokens li { max-width: 100%; overflow: hidden; border: 1px solid var(--line);
+  border-radius: .35rem; background: var(--grey); color: var(--soft); }
+.tokens li.supervised { border-color: var(--green); background: var(--leaf); color: var(--ink); }
+.tokens span { display: block; padding: 0 .4rem; text-align: right; }
+.tokens .token { padding: .15rem .4rem; text-align: left; font-size: 1.1em; }
+.tokens i { opacity: .45; font-style: normal; }
+.supervised span { background:
+  color-mix(in srgb, var(--hot) calc(var(--heat, 0) * 1%), transparent); }
+.supervised .token { font-weight: 600; }
+table { display: block; overflow-x: auto; margin: 1rem 0; border-collapse: collapse;
+  font-size: .95rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem 0 .35rem clamp(.5rem, 4vw, 2.5rem); text-align: right;
+  border-bottom: 1px solid var(--line); overflow-wrap: normal; }
+th { vertical-align: bottom; }
+td:first-child { padding-left: 0; text-align: left; white-space: pre-wrap; }
+.said { margin: 0; padding-left: .8rem; border-left: 3px solid var(--line);
+  white-space: pre-wrap; }
+.said.tuned { border-color: var(--green); }
+.said b { display: block; color: var(--soft); font-size: .8rem; font-weight: normal; }
+"""
+
+# The policy stops the page from fetching or running anything, whatever text it shows.
+HEAD = f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; style-src 'unsafe-inline'">
+<title>From parrot to assistant</title><style>{STYLE}</style></head>
+<body>
+"""
+
+
+def safe(text):
+    """Any text as HTML that shows the text and does nothing else."""
+    return escape(readable(str(text), "\ufffd"))
+
+
+def page(paths, logs, talk, examples, table):
+    """The whole page, a str.
+
+    paths: of the base and the tuned checkpoint. logs: of (title, path, rows), see curve().
+    talk: {"source", "tokens"}, see conversation(). examples: [{"prompt", "base", "tuned"}].
+    table: a heading and its rows, see score_table(), or None.
+    """
+    base, tuned = (f"<code>{safe(path)}</code>" for path in paths)
+    curves = "".join(curve(*log) for log in logs)
+    parts = [
+        "<h1>From parrot to assistant</h1>",
+        f"<p>The base model, {base}, has only read plain text. "
+        f"Fine-tuning on conversations turned it into {tuned}.</p>",
+        f'<h2>The loss, step by step</h2><div class="two">{curves}</div>',
+        f"<h2>What fine-tuning looks at</h2>{conversation(**talk)}",
+    ]
+    if table:
+        parts.append(f"<h2>What each model can answer</h2>{score_rows(*table)}")
+    parts.append("<h2>Base and tuned, side by side</h2>")
+    parts += [both_completions(**example) for example in examples]
+    return HEAD + "\n".join(parts) + "\n</body></html>\n"
+
+
+def score_rows(heading, rows):
+    """The scores as a table. rows: all str, the first row its head."""
+    html = ""
+    for i, row in enumerate(rows):
+        tag = "td" if i else "th"
+        html += "<tr>" + "".join(f"<{tag}>{safe(cell)}</{tag}>" for cell in row) + "</tr>"
+    return f"<p>{safe(heading)}</p><table>{html}</table>"
+
+
+def both_completions(prompt, base, tuned):
+    """One prompt and what each model makes of it."""
+    html = f'<h3 dir="auto">{safe(prompt)}</h3><div class="two">'
+    for name, text in (("base", base), ("tuned", tuned.strip(" "))):
+        said = f'<div dir="auto">{safe(text)}</div>'
+        html += f'<div class="said {name}"><b>{name}</b>{said}</div>'
+    return html + "</div>"
+
+
+# -------------------------------------------------------------------------------------------------
+# The curves. A drawing is 400 wide and 250 high. Its axes reach from LEFT to RIGHT and, as y grows
+# downwards, from BOTTOM to TOP.
+
+LEFT, RIGHT, TOP, BOTTOM = 44, 384, 24, 210
+
+
+def is_number(x):
+    return isinstance(x, (int, float)) and abs(x) < 1e9  # False for NaN
+
+
+def points(rows, key):
+    """[(step, value)] of the rows of a log that hold this value. Odd rows are left out."""
+    found = []
+    for row in rows:
+        if isinstance(row, dict) and is_number(row.get("step")) and is_number(row.get(key)):
+            found.append((row["step"], max(row[key], 1e-6)))  # a logarithmic axis has no 0
+    return found
+
+
+def marks_around(values):
+    """Marks for a logarithmic axis that holds the values: 1, 2, 5, 10, ..., or powers of ten."""
+    for digits in ((1, 2, 5), (1,)):
+        marks = [float(f"{digit}e{power}") for power in range(-6, 11) for digit in digits]
+        first = max(i for i, mark in enumerate(marks) if mark <= min(values))
+        last = min(i for i, mark in enumerate(marks) if mark > max(values))
+        marks = marks[first : last + 1]
+        if len(marks) <= 8:
+            break
+    return marks
+
+
+def distance_between_marks(last):
+    """For an axis of steps from 0 to last: 1, 2, 5, 10, ..., whatever gives five marks or fewer."""
+    for power in range(10):
+        for digit in (1, 2, 5):
+            if last <= 5 * digit * 10**power:
+                return digit * 10**power
+
+
+def curve(title, path, rows):
+    """The losses of one stage, as a figure.
+
+    path, rows: of its log. A row holds step, loss and perhaps val_loss, in nats per token.
+    """
+    training, validation = points(rows, "loss"), points(rows, "val_loss")
+    if not training:
+        why = f"<code>{safe(path)}</code> is not the log of a finished run"
+        return f"<figure><figcaption><b>{title}</b> is left out: {why}.</figcaption></figure>"
+    last = max(1, *(step for step, _ in training + validation))
+    marks = marks_around([value for _, value in training + validation])
+    height = math.log(marks[-1] / marks[0])
+
+    def x(step):
+        return f"{LEFT + (RIGHT - LEFT) * step / last:.1f}"
+
+    def y(value, offset=0):
+        return f"{offset + BOTTOM - (BOTTOM - TOP) * math.log(value / marks[0]) / height:.1f}"
+
+    drawn = [
+        '<text x="0" y="11">loss, nats per token (logarithmic)</text>',
+        f'<text x="{RIGHT}" y="248" text-anchor="end">optimizer steps</text>',
+    ]
+    for mark in marks:
+        drawn.append(f'<path d="M{LEFT} {y(mark)}H{RIGHT}"/>')
+        drawn.append(f'<text x="38" y="{y(mark, 4)}" text-anchor="end">{mark:g}</text>')
+    for step in range(0, int(last) + 1, distance_between_marks(last)):
+        drawn.append(f'<path d="M{x(step)} {BOTTOM}v4"/>')
+        drawn.append(f'<text x="{x(step)}" y="229" text-anchor="middle">{step:,}</text>')
+    for name, line in (("training", training), ("validation", validation)):
+        places = " ".join(f"{x(step)},{y(value)}" for step, value in line)
+        drawn.append(f'<polyline class="{name}" points="{places}"/>')
+    for step, value in validation:
+        tip = f"<title>validation, step {step:,}: {value:.3f}</title>"
+        place = f'cx="{x(step)}" cy="{y(value)}" r="3"'
+        drawn.append(f'<circle class="validation" {place}>{tip}</circle>')
+    ends = f'<b class="training">training</b> {training[-1][1]:.3f}'
+    if validation:
+        ends += f', <b class="validation">validation</b> {validation[-1][1]:.3f}'
+    label = f'role="img" aria-label="{title}: loss over steps"'
+    return (
+        f'<figure><svg viewBox="0 0 400 250" {label}>{"".join(drawn)}</svg>'
+        f"<figcaption><b>{title}</b>, {last:,} steps. At the end: {ends}.</figcaption></figure>"
+    )
+
+
+# -------------------------------------------------------------------------------------------------
+# A conversation, token by token
+
+
+LOSSES = "<span>before</span><span>after</span></li>"
+LEGEND = (
+    f'<ul class="tokens"><li class="supervised"><span class="token">supervised</span>{LOSSES}'
+    f'<li><span class="token">not supervised</span>{LOSSES}</ul>'
+)
+
+
+def box(text, supervised, *losses):
+    """One token as a box above its losses, in nats, or None where there is no loss."""
+    signs = {"\n": "↵", "\t": "⇥"}
+    shown = ""
+    for c in text:
+        shown += c if c.isprintable() else signs.get(c, c.encode("unicode_escape").decode())
+    shown = safe(shown).replace(" ", "<i>·</i>")
+    html = f'<li{" class=supervised" if supervised else ""}><span class="token">{shown}</span>'
+    for loss in losses:
+        if loss is None:
+            html += "<span>–</span>"
+        else:
+            heat = min(45, 8 * loss)  # percent of color
+            html += f'<span style="--heat: {heat:.0f}">{max(0.0, loss):.2f}</span>'
+    return html + "</li>"
+
+
+def conversation(source, tokens):
+    """A conversation, each token with its losses.
+
+    source: where it comes from. tokens: [{"text", "supervised", "base", "tuned"}].
+    """
+    if not tokens:
+        return "<p>Left out: no prompt leaves room for an answer in the model's block.</p>"
+    turns = []
+    for token in tokens:
+        if token["text"] in ("<|user|>", "<|assistant|>") or not turns:
+            turns.append("")
+        turns[-1] += box(token["text"], token["supervised"], token["base"], token["tuned"])
+    supervised = [token for token in tokens if token["supervised"]]
+    before, after = (
+        sum(token[name] for token in supervised) / len(supervised) for name in ("base", "tuned")
+    )
+    end = (
+        f"Over the {len(supervised)} supervised tokens, the mean loss was {before:.2f} nats "
+        f"before fine-tuning and is {after:.2f} after."
+    )
+    if tokens[-1]["text"] != "<|end|>":
+        end += " The conversation is longer, but it is cut where the model's block ends."
+    return (
+        f"<p>{safe(source)} Each box is a token. Below it is its loss, first with the base model, "
+        "then with the tuned one. The loss is −ln of the probability that the model gave to the "
+        "token: 0.01 means 99%, 0.69 means 50%, 4.6 means 1%. Only the green boxes count in "
+        "fine-tuning: the assistant's own words, and the <code>&lt;|end|&gt;</code> that closes "
+        "them. The model reads the grey ones too, but their labels are −100.</p>"
+        + LEGEND
+        + "".join(f'<ul class="tokens">{turn}</ul>' for turn in turns)
+        + f"<p>{end}</p>"
+    )

@@ -1,0 +1,141 @@
+"""
+What the terminal shows: completions, masks, and the table of scores.
+
+Text from a file, a person or a model goes through readable() before it is printed.
+"""
+
+import shutil
+import sys
+import textwrap
+from itertools import zip_longest
+
+from common.completion import first_paragraph, respond
+from common.device import say
+from common.messages import readable
+from model import IGNORE_INDEX
+
+WIDEST = 100  # columns; longer lines are hard to read
+NARROW = 70  # columns; below this, two texts don't fit next to each other
+
+
+def terminal_width():
+    """How many columns to fill: those of the terminal, or 80 if the output is a file or a pipe."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return 80
+    return min(WIDEST, shutil.get_terminal_size().columns)
+
+
+def wrap(text, width):
+    """The text as lines of at most width characters. Line breaks and blank lines stay."""
+    lines = []
+    for line in text.split("\n"):
+        lines += textwrap.wrap(line, max(1, width)) or [""]
+    return lines
+
+
+def side_by_side(left, right, width):
+    """Two texts in two columns, as lines of at most width characters."""
+    column = (width - 3) // 2
+    pairs = zip_longest(wrap(left, column), wrap(right, column), fillvalue="")
+    return [f"{a:<{column}} | {b}".rstrip() for a, b in pairs]
+
+
+def show_examples(examples):
+    """Print prompts with both completions. examples: [{"prompt", "base", "tuned"}]"""
+    width = terminal_width()
+    if width >= NARROW:
+        print("  " + side_by_side("BASE", "TUNED", width - 2)[0])
+    for example in examples:
+        prompt, base, tuned = (readable(example[key]) for key in ("prompt", "base", "tuned"))
+        tuned = tuned.strip(" ")  # an answer often begins with a space
+        print("-" * width)
+        print("\n".join(wrap(prompt, width)))
+        if width >= NARROW:
+            lines = side_by_side(base, tuned, width - 2)
+        else:
+            lines = ["BASE", *wrap(base, width - 2), "TUNED", *wrap(tuned, width - 2)]
+        print("\n".join("  " + line for line in lines))
+    print("-" * width)
+    print("(The base model doesn't stop by itself, so we cut off its text.)")
+
+
+def beginnings(tokens, tokenizer):
+    """The first words of a few lines of a text, to show how a model continues them."""
+    text = tokenizer.decode(tokens[:20_000].tolist()).replace("<|endoftext|>", "\n")
+    lines = [line.split() for line in text.split("\n")]
+    lines = [words for words in lines if len(words) >= 6] or [text[:40].split()]
+    return [" ".join(words[:5])[:60] for words in lines[:: len(lines) // 5 + 1]]
+
+
+def show_parrot(model, tokenizer, prompts):
+    """Print how a base model continues some prompts, each the beginning of a document."""
+    width = terminal_width()
+    completions = respond(model, tokenizer, prompts, chat=False)
+    for prompt, completion in zip(prompts, completions, strict=True):
+        print("\n" + "\n".join(wrap("> " + readable(prompt), width)))
+        lines = wrap(readable(first_paragraph(completion)), width - 2)
+        print("\n".join("  " + line for line in lines))
+
+
+def show_mask(row, tokenizer):
+    """Print a conversation, token by token: its id, its label, whether it is supervised.
+
+    row: {"input_ids", "labels"}, two lists.
+    """
+    say(f"{'token':>16}  {'input_id':>8}  {'label':>6}  supervised")
+    for token, label in zip(row["input_ids"], row["labels"], strict=True):
+        supervised = "no" if label == IGNORE_INDEX else "yes"
+        say(f"{tokenizer.decode([token])!r:>16}  {token:>8}  {label:>6}  {supervised}")
+
+
+# -------------------------------------------------------------------------------------------------
+# The scores
+
+
+def percent(share):
+    """0.123 -> "12.3%"; None -> "-"."""
+    return "-" if share is None else f"{100 * share:.1f}%"
+
+
+def score_table(scores):
+    """The table of the experiment. scores: what compare() returns.
+
+    Returns (heading, rows): each row is a label and one str per model. The first row names the
+    models.
+    """
+    names = [name for name in ("base", "tuned", "random") if name in scores]
+    rows = [["", *("control" if name == "random" else name for name in names)]]
+    for label, base_key, tuned_key in (
+        ("answers the plain question", "plain", None),
+        ('answers it as "Q: ... A:"', "faq", None),
+        ("answers it in the chat template", "chat", "answered"),
+        ("  in wordings it never trained on", None, "unseen"),
+        ("  about the half it trained on", None, "train"),
+        ("  small talk (trained on)", None, "smalltalk"),
+        ("stops by itself", None, "stops"),
+        ("goes on with options or a question", "goes_on", None),
+        ('knows ("The capital of Kenya is")', "knows", None),
+    ):
+        keys = {"base": base_key, "tuned": tuned_key, "random": tuned_key}
+        rows.append([label, *(percent(scores[name].get(keys[name])) for name in names)])
+    bits = [scores[name].get("val_bpb") for name in names]
+    rows.append(["bits per byte of plain text", *("-" if b is None else f"{b:.3f}" for b in bits)])
+    heading = f"{scores['questions']} held-out {scores['side']} questions: "
+    return heading + "fine-tuning never mentioned what they ask about", rows
+
+
+def show_scores(scores):
+    """Print the table. It is 59 columns wide at most."""
+    heading, rows = score_table(scores)
+    width = terminal_width()
+    print("\n" + "\n".join(wrap(heading, width)) + "\n")
+    for label, *cells in rows:
+        print(f"{label:35}" + "".join(f"{cell:>8}" for cell in cells))
+    if "random" in scores:
+        note = "(control: fine-tuned from random weights, and all of them trained)"
+    else:
+        note = (
+            "(For a control, run python sft.py --random_weights: the same steps and rates, "
+            "but it starts from random weights and trains all of them.)"
+        )
+    print("\n".join(wrap(note, width)))

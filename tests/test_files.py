@@ -1,0 +1,210 @@
+"""Files: what we refuse to read, what we never overwrite, and damaged token files."""
+
+import json
+import os
+import socket
+
+import numpy as np
+import pytest
+
+from common.files import check_file, find_files, read_json, read_log, refuse_overwriting, writing
+from common.messages import InputError
+from data import Tokenizer
+from data.text import Rows, has_tokens, open_tokens, survey, write_tokens
+
+needs_links = pytest.mark.skipif(os.name == "nt", reason="links need special rights on Windows")
+
+
+def make_fifo(path):
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no FIFOs here")
+    os.mkfifo(path)
+
+
+def make_socket(path):
+    if not hasattr(socket, "AF_UNIX"):
+        pytest.skip("no sockets in the file system here")
+    with socket.socket(socket.AF_UNIX) as s:
+        s.bind(str(path))
+
+
+def make_loop(path):
+    other = path.with_name("other")
+    path.symlink_to(other)
+    other.symlink_to(path)
+
+
+ODD_FILES = {
+    "missing": (lambda path: None, "no such file or folder"),
+    "a broken link": (lambda path: path.symlink_to("nowhere"), "no such file or folder"),
+    "a folder": (lambda path: path.mkdir(), r"cannot be read \(Is a directory\)"),
+    "a FIFO": (make_fifo, "not a regular file"),
+    "a socket": (make_socket, "not a regular file"),
+    "a device": (lambda path: path.symlink_to(os.devnull), "not a regular file"),
+    "a loop of links": (make_loop, r"cannot be read \("),
+}
+
+
+@needs_links
+@pytest.mark.parametrize("case", ODD_FILES)
+def test_only_regular_files_are_opened(case, tmp_path):
+    make, complaint = ODD_FILES[case]
+    path = tmp_path / "odd.txt"
+    make(path)
+    with pytest.raises(InputError, match=f"odd.txt: {complaint}.*; "):
+        check_file(path)
+    with pytest.raises(InputError, match=f"odd.txt: {complaint}"):
+        read_json(path)
+    if case != "a folder":
+        with pytest.raises(InputError, match=f"odd.txt: {complaint}"):
+            survey([path])
+
+
+@needs_links
+def test_a_link_to_a_file_is_a_file(tmp_path):
+    (tmp_path / "real.txt").write_text("text", encoding="utf-8")
+    (tmp_path / "link.txt").symlink_to("real.txt")
+    check_file(tmp_path / "link.txt")
+    assert find_files([tmp_path / "link.txt"]) == [tmp_path / "link.txt"]
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300, "no/such"])
+def test_a_path_that_cannot_be(name, tmp_path):
+    path = tmp_path / name
+    for read in (check_file, read_json, lambda path: find_files([path])):
+        with pytest.raises(InputError):
+            read(path)
+
+
+def test_what_lies_in_a_folder(tmp_path):
+    for name in ("b.txt", "a.MD", "c.bin", "sub.txt"):
+        (tmp_path / name).mkdir() if name == "sub.txt" else (tmp_path / name).touch()
+    (tmp_path / "sub.txt" / "d.md").touch()
+    found = find_files([tmp_path, tmp_path / "b.txt"])
+    assert [path.name for path in found] == ["a.MD", "b.txt", "d.md"]
+
+
+@pytest.mark.parametrize("depth", [60, 500, 1000, 100_000])
+@pytest.mark.parametrize("opening, closing", ["[]", ('{"a": [', "]}")])
+def test_json_nested_too_deeply(depth, opening, closing, tmp_path):
+    deep = opening * depth + "1" + closing * depth
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text('{"a": 1}\n{"b": ' + deep + "}\n", encoding="utf-8")
+    with pytest.raises(InputError, match="lines.jsonl line 2: broken JSON .*deep"):
+        read_json(lines)
+    array = tmp_path / "array.json"
+    array.write_text('[{"a": 1},\n' + deep + "]", encoding="utf-8")
+    with pytest.raises(InputError, match="array.json (line|entry) 2: broken JSON .*deep"):
+        read_json(array)
+
+
+def test_json_nested_a_little(tmp_path):
+    deep = {"a": [[[{"b": "[" * 100}]]]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(deep), encoding="utf-8")
+    assert read_json(tmp_path / "a.jsonl") == [(f"{tmp_path / 'a.jsonl'} line 1", deep)]
+
+
+def test_where_json_is_broken(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("[1,\n\n2,\n}", encoding="utf-8")
+    with pytest.raises(InputError, match="a.json line 4: broken JSON"):
+        read_json(path)
+    path.write_text("1\n" + "9" * 5000, encoding="utf-8")
+    with pytest.raises(InputError, match="a.json line 2: broken JSON"):
+        read_json(path)
+    assert read_log(path) == []
+
+
+def test_temporary_files_are_not_overwritten(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match="base.pt.tmp: would be overwritten"):
+        refuse_overwriting([out / "base.pt.tmp"], [out / "base.pt"])
+    refuse_overwriting([out / "base.tmp"], [out / "base.pt"])
+
+
+@needs_links
+def test_overwriting_through_a_link(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "link").symlink_to("out")
+    make_loop(tmp_path / "loop")
+    with pytest.raises(InputError, match="would be overwritten"):
+        refuse_overwriting([tmp_path / "link" / "base.pt"], [tmp_path / "out" / "base.pt"])
+    refuse_overwriting([tmp_path / "loop"], [tmp_path / "out" / "base.pt"])
+
+
+def test_writing_keeps_the_old_file_until_the_end(tmp_path):
+    path = tmp_path / "new folder" / "a.txt"
+    with writing(path, "w") as file:
+        file.write("old\n")
+    with pytest.raises(ZeroDivisionError), writing(path, "w") as file:
+        file.write("new")
+        raise ZeroDivisionError
+    assert path.read_bytes() == b"old\n" and len(list(path.parent.iterdir())) == 1
+
+
+# Files of tokens
+
+
+@pytest.fixture
+def tokenizer():
+    return Tokenizer.train(["the cat sat on the mat"], 265)
+
+
+@pytest.fixture
+def path(tokenizer, tmp_path):
+    write_tokens([["the cat", " sat"], ["on"]], tokenizer, tmp_path / "train.bin", "print", 13)
+    return tmp_path / "train.bin"
+
+
+def test_what_a_token_file_belongs_to(path, tokenizer):
+    assert has_tokens(path, "print") and not has_tokens(path, "another")
+    assert not has_tokens(path.with_name("none.bin"), "print")
+    assert open_tokens(path, tokenizer).tolist()[-3:] == [tokenizer.endoftext, *b"on"]
+
+
+@pytest.mark.parametrize("n", [0, 1, 4, 10])
+def test_a_token_file_that_was_cut(n, path, tokenizer):
+    whole = path.read_bytes()
+    path.write_bytes(whole[:n])
+    assert not has_tokens(path, "print")
+    with pytest.raises(InputError, match="train.bin: is damaged; delete it, and run"):
+        open_tokens(path, tokenizer)
+    write_tokens([["the cat", " sat"], ["on"]], tokenizer, path, "print", 13)
+    assert path.read_bytes() == whole and has_tokens(path, "print")
+
+
+@pytest.mark.parametrize(
+    "stamp", [b"", b"\xff\xfe", b"print", b"print x", b"print 9" + b"9" * 5000]
+)
+def test_a_stamp_that_was_edited(stamp, path, tokenizer):
+    path.with_name("train.sha256").write_bytes(stamp)
+    assert not has_tokens(path, "print")
+    with pytest.raises(InputError, match="is damaged"):
+        open_tokens(path, tokenizer)
+    write_tokens([["the cat", " sat"], ["on"]], tokenizer, path, "print", 13)
+    assert has_tokens(path, "print")
+
+
+def test_an_id_beyond_the_vocabulary(path, tokenizer):
+    ids = np.fromfile(path, "<u2")
+    ids[-1] = tokenizer.n_vocab
+    ids.tofile(path)
+    rows = Rows(open_tokens(path, tokenizer), 4)
+    assert rows.batch([0, 1])["input_ids"].shape == (2, 4)
+    with pytest.raises(InputError, match="train.bin: is damaged"):
+        rows.batch([0, len(rows) - 1])
+
+
+def test_opening_tokens_does_not_read_them(path, tokenizer, monkeypatch):
+    def scan(*arguments, **options):
+        raise AssertionError("scans the whole file")
+
+    monkeypatch.setattr(np.memmap, "max", scan, raising=False)
+    assert len(open_tokens(path, tokenizer)) == len(np.fromfile(path, "<u2"))
+
+
+def test_every_token_of_a_row_is_a_target_except_those_of_the_row_before():
+    rows = Rows(np.arange(11), 5)  # 0..4, 4..8, and 6..10, moved back from 8..12
+    batch = rows.batch([0, 2])
+    assert batch["input_ids"].tolist() == [[0, 1, 2, 3, 4], [6, 7, 8, 9, 10]]
+    assert batch["labels"].tolist() == [[0, 1, 2, 3, 4], [-100, -100, -100, 9, 10]]
