@@ -47,7 +47,7 @@ EXAMPLES = [  # fine-tuning never mentions what these ask about, except the last
     "Who discovered penicillin?",
     "Who are you?",
 ]
-GREETINGS = ["Hello!", "Who are you?", "What can you do?"]  # for models of any other text
+GREETINGS = ["Hello!", "Who are you?", "What can you do?"]  # for a model of your own text
 
 
 # -------------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def score_all(models, questions, folder, progress):
 
 
 def both_complete(base, tuned, prompts, **sampling):
-    """What both models make of each prompt, as [{"prompt", "base", "tuned"}]."""
+    """Both models' completions of each prompt, as [{"prompt", "base", "tuned"}]."""
     texts = respond(base.model, base.tokenizer, prompts, chat=False, **sampling)
     answers = respond(tuned.model, tuned.tokenizer, prompts, **sampling)
     return [
@@ -137,25 +137,26 @@ def both_complete(base, tuned, prompts, **sampling):
 
 
 def compare(base, tuned, side="test"):
-    """Compute all that show() prints and writes. Returns a dict.
+    """Compute everything that show() prints and writes. Returns a dict.
 
     base, tuned: Checkpoints. side: "dev" or "test", the held-out questions to ask.
     """
     models = with_control(base, tuned)
     progress = Progress("compare", len(models) + 2)
     progress.update(0, "examples")
+    folder = world_of(base)
+    questions = world.read_questions(folder / f"{side}.jsonl") if folder else []
     own = tuned.about.get("examples")  # prompts from conversations of your own
     prompts = own or (EXAMPLES if "world" in base.about["trained_on"] else GREETINGS)
     examples = both_complete(base, tuned, prompts)
     source = "One of the prompts below, with what the tuned model answered."
     talks = [(example["prompt"], example["tuned"]) for example in examples]
     results = {"examples": examples}
-    if folder := world_of(base):
-        questions = world.read_questions(folder / f"{side}.jsonl")
+    if folder:
         results.update(side=side, questions=len(questions))
         results.update(score_all(models, questions, folder, progress))
         if not own:
-            source = "A question that fine-tuning never mentioned, with the answer it should get."
+            source = "A held-out question, followed by the right answer."
             talks = [(question["prompt"], question["response"]) for question in questions]
             talks.sort(key=lambda talk: talk[0] != prompts[0])  # the first prompt goes first
     progress.update(len(models) + 1, "plain text")
@@ -171,7 +172,7 @@ def compare(base, tuned, side="test"):
 
 
 def show(base, tuned, out, side="test"):
-    """Compare, print it, and write out/comparison.json and out/report.html."""
+    """Print the comparison, and write it to out/comparison.json and out/report.html."""
     started = time.perf_counter()
     results, table = compare(base, tuned, side), None
     show_examples(results["examples"])
@@ -205,7 +206,7 @@ def ask(base, tuned, prompt, **sampling):
 def talk(base, tuned, **sampling):
     """Talk to the tuned model until the user leaves. base, tuned: Checkpoints."""
     prepare_input()
-    print("Ask it something. /base asks the base model the same, /reset forgets, /quit leaves.")
+    print("Ask a question. /base asks the base model the same, /reset starts over, /quit leaves.")
     try:
         converse(base, tuned, **sampling)
     except (EOFError, KeyboardInterrupt):
@@ -236,13 +237,13 @@ def converse(base, tuned, **sampling):
                 print(f"(That takes {len(input_ids)} tokens, but only {room} fit. Say it shorter.)")
                 continue
             if len(turns) <= len(history) and not told:
-                print("(The conversation is long now, so it forgets the oldest turns.)")
+                print("(The conversation is long now, so the model forgets the oldest turns.)")
                 told = True
             question, answer = line, stream(tuned.model, tuned.tokenizer, input_ids, **sampling)
             if answer.strip():
                 history = [*turns, {"role": "assistant", "content": answer}]
             else:
-                print("(It said nothing, so this turn is not kept.)")
+                print("(The model said nothing, so we drop this turn. Ask in other words.)")
 
 
 # -------------------------------------------------------------------------------------------------
@@ -252,8 +253,8 @@ def converse(base, tuned, **sampling):
 def parse_arguments(argv):
     parser = Parser("compare.py", __doc__)
     option = parser.add_argument
-    option("--out", type=Path, default=Path("out"), help="folder of sft.pt (default: out)")
-    option("--base", type=Path, help="the base model, if it is not where sft.py found it")
+    option("--out", type=Path, default=Path("out"), help="folder that holds sft.pt (default: out)")
+    option("--base", type=Path, help="the base model's file, if you moved it after fine-tuning")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--ask", metavar="PROMPT", help="ask both models once")
     mode.add_argument("--chat", action="store_true", help="talk to the tuned model")

@@ -10,8 +10,9 @@ linear layer turns each vector into one score, a logit, for every token in the v
 
 Ideas: the transformer (arXiv 1706.03762), GPT-2's normalization before each layer (Radford et al.
 2019), rotary positions (arXiv 2104.09864), normalized queries and keys (arXiv 2010.04245), squared
-ReLU (arXiv 2109.08668). Letters for shapes: B rows in a batch, T positions, S positions looked at,
-C = n_embd, H heads of D = C / H numbers each, V = vocab_size, N targets that count.
+ReLU (arXiv 2109.08668). In shapes: B rows in a batch, T positions, S positions that attention sees,
+C = n_embd, H heads of D = C / H numbers each, V = vocab_size, N labels that are not -100.
+Training uses neither padding nor caches: skip both on a first reading.
 """
 
 import contextlib
@@ -21,8 +22,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-IGNORE_INDEX = -100  # a label with this value is not a target; the field's convention
-EMBED_STD = 0.005  # small, so a fresh model finds every token equally likely
+IGNORE_INDEX = -100  # a label with this value is not a target; PyTorch's default, too
+EMBED_STD = 0.005  # small: a fresh model's logits are near 0, and its loss is about ln V
 
 
 @dataclass
@@ -47,8 +48,8 @@ class CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_losses):
         log_p, targets = ctx.saved_tensors
-        grad = log_p.exp_()  # softmax, in place: this is the largest tensor of a step ...
-        grad[torch.arange(len(targets), device=grad.device), targets] -= 1  # ... minus one-hot
+        grad = log_p.exp_()  # softmax; in place, because no tensor of a step is larger
+        grad[torch.arange(len(targets), device=grad.device), targets] -= 1  # minus one-hot
         return grad.mul_(grad_losses[:, None]), None
 
 
@@ -58,11 +59,11 @@ def cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="mean"):
     logits: (N, V), any float dtype. targets: (N,) int64, already aligned: row i predicts
     targets[i]. A row whose target is ignore_index adds nothing to the loss or the gradient.
     reduction: "mean" over the rows that count, "sum", or "none" for (N,) losses. Returns float32.
-    If no row counts, the mean is 0, not 0/0. Raises ValueError for anything that does not fit.
+    If no row counts, the mean is 0, not 0/0. Raises ValueError for wrong shapes or reductions.
     """
     if logits.dim() != 2 or targets.shape != logits.shape[:1]:
-        raise ValueError(f"logits must be (N, V), not {logits.shape}; targets (N,) alike")
-    counts = targets != ignore_index
+        raise ValueError(f"logits must be (N, V), not {logits.shape}; targets must be (N,)")
+    counts = targets != ignore_index  # (N,) bool
     losses = CrossEntropy.apply(logits, targets.where(counts, 0)).where(counts, 0.0)
     if reduction == "none":
         return losses
@@ -81,7 +82,7 @@ def norm(x):
 def rotate(x, cos, sin):
     """Rotary positions: turn each pair (x[i], x[i + D/2]) by an angle of position * frequency[i].
 
-    After it, the dot product of a query and a key depends on how far apart they are, not on where.
+    Afterwards, the dot product of a query and a key depends only on the distance between them.
     x: (B, H, T, D). cos, sin: (T, D/2).
     """
     a, b = x.chunk(2, dim=-1)
@@ -93,13 +94,13 @@ def attend(q, k, v, mask, dropout):
     """Each query takes an average of the values, weighted by how well their keys match.
 
     q: (B, H, T, D); k, v: (B, H, S, D); mask: bool, (B, 1, T, S), True where a query may look, or
-    None if S is T: then each position looks at itself and back. Returns (B, H, T, D).
+    None if S = T: then each position sees itself and all before it. Returns (B, H, T, D).
     """
-    if q.is_cuda:  # the same in one fused kernel
+    if q.is_cuda:  # torch's fused kernel does the same, faster
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)
     if mask is None:
         mask = torch.ones(q.size(2), k.size(2), dtype=torch.bool, device=q.device).tril()
-    scores = (q * q.size(-1) ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
+    scores = (q / q.size(-1) ** 0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
     scores = scores.masked_fill(~mask, float("-inf"))  # softmax turns -inf into 0
     return F.dropout(scores.softmax(dim=-1), dropout) @ v
 
@@ -124,7 +125,7 @@ class Attention(nn.Module):
         v = self.value(x).view(heads).transpose(1, 2)  # and what it passes on
         q, k = rotate(norm(q), *rotary), rotate(norm(k), *rotary)  # normalized: scores stay small
         if cache is not None:
-            k, v = cache.append(k, v)  # (B, H, S, D): with those of all earlier positions
+            k, v = cache.append(k, v)  # (B, H, S, D): all earlier positions, then these
         y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
         return self.proj(y.transpose(1, 2).reshape(B, T, C))
 
@@ -158,10 +159,10 @@ class Block(nn.Module):
 
 class GPT(nn.Module):
     def __init__(self, config):
-        """Raises ValueError if a size is below 1 or n_embd / n_head is not an even number."""
+        """Raises ValueError for a size below 1, a bad dropout, or an n_embd / n_head that's odd."""
         super().__init__()
         if min(astuple(config)[:-1]) < 1:
-            raise ValueError(f"all sizes must be at least 1: {config}")
+            raise ValueError(f"every size must be at least 1, but this is {config}")
         if config.n_embd % (2 * config.n_head):
             raise ValueError(f"n_embd ({config.n_embd}) must be a multiple of 2 * n_head")
         if not 0 <= config.dropout < 1:
@@ -178,7 +179,7 @@ class GPT(nn.Module):
         angles = torch.arange(config.block_size)[:, None] * frequencies  # (block_size, D/2)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
-        # Each block starts as the identity: its last matrices are zero. So the first loss is ln V.
+        # Each block starts as the identity: its last matrices are zero.
         for name, p in self.named_parameters():
             if name.endswith(("proj.weight", "down.weight")):
                 nn.init.zeros_(p)
@@ -188,19 +189,19 @@ class GPT(nn.Module):
     def hidden(self, input_ids, padding=None, caches=None):
         """The residual stream after the last block. input_ids: (B, T) int64. Returns (B, T, C).
 
-        For generation only: padding, (B,) int64, how many positions at the left of each row are
-        not text; caches, one Cache per layer, with all that came before input_ids.
+        Only generation passes the rest. padding: (B,) int64, the number of pads at the left of each
+        row. caches: one Cache per layer, holding everything before input_ids.
         """
         past = caches[0].length if caches else 0
         S = past + input_ids.size(1)
         if S > self.config.block_size:
             raise ValueError(f"{S} positions don't fit a block_size of {self.config.block_size}")
-        rotary, mask = (self.cos[past:S], self.sin[past:S]), None  # only distances matter
+        rotary, mask = (self.cos[past:S], self.sin[past:S]), None  # pads shift rows; distances stay
         if padding is not None:
             t = torch.arange(past, S, device=input_ids.device)[:, None]  # (T, 1): who looks
             s = torch.arange(S, device=input_ids.device)  # (S,): who is looked at
             text = s >= padding[:, None, None]  # (B, 1, S)
-            mask = ((s <= t) & text | (s == t))[:, None]  # (B, 1, T, S); a pad sees itself, not NaN
+            mask = ((s <= t) & text | (s == t))[:, None]  # (B, 1, T, S); a pad sees itself: no NaN
 
         x = self.dropout(norm(self.embed(input_ids)))  # (B, T, C)
         for i, block in enumerate(self.blocks):
@@ -210,10 +211,10 @@ class GPT(nn.Module):
     def forward(self, input_ids, labels=None):
         """Predict the next token at each position.
 
-        input_ids: (B, T) int64. labels: (B, T) int64, input_ids with -100 wherever the loss must
-        not look, or None. Returns (logits, loss). With labels: logits (N, V), a row for each target
-        that is not -100, in row-major order, and their mean cross-entropy in nats. Without: logits
-        (B, 1, V) of the last position, and None. Raises ValueError if T > block_size.
+        input_ids: (B, T) int64. labels: None, or input_ids with -100 wherever there is no target.
+        With labels, returns the logits, (N, V), one row per target in row-major order, and the mean
+        cross-entropy in nats. Without labels, returns the logits of the last position, (B, 1, V),
+        and None. Raises ValueError if T > block_size.
         """
         x = self.hidden(input_ids)  # (B, T, C)
         if labels is None:
@@ -224,6 +225,8 @@ class GPT(nn.Module):
         logits = self.head(x.index_select(0, scored))  # (N, V): only those need logits
         return logits, cross_entropy(logits, targets[scored])
 
+    # Generation: many prompts at once, with a cache of keys and values.
+
     @torch.inference_mode()
     def generate(
         self, prompts, max_new_tokens, temperature=1.0, top_k=None, stop=None, on_token=None
@@ -232,8 +235,8 @@ class GPT(nn.Module):
 
         prompts: lists of token ids, none empty. temperature: divides the logits before sampling; 0
         always takes the likeliest token. top_k: sample from the k likeliest tokens only. stop: the
-        id that ends a row, as its last token; or None. on_token(row, token): called for each token.
-        Returns the new ids of each row, a list of lists. A row that outgrows block_size goes on
+        id that ends a row and stays in it, or None. on_token(row, token): called for each token.
+        Returns the new ids of each row, a list of lists. A row that outgrows block_size continues
         from its last half block. Raises ValueError for an empty prompt, temperature < 0, top_k < 1.
         """
         if not all(map(len, prompts)) or temperature < 0 or (top_k is not None and top_k < 1):
@@ -270,12 +273,12 @@ class GPT(nn.Module):
 
 
 class Cache:
-    """The keys and values of one attention layer so far, so that a new token costs one position."""
+    """The past keys and values of one attention layer: we compute them once, not for each token."""
 
     length = 0
 
     def append(self, k, v):
-        """Add the newest positions, k, v: (B, H, T, D). Returns all of them, (B, H, S, D) each."""
+        """Add new keys and values, (B, H, T, D) each. Returns all so far, (B, H, S, D) each."""
         if self.length:
             k, v = torch.cat((self.k, k), dim=2), torch.cat((self.v, v), dim=2)
         self.k, self.v, self.length = k, v, k.size(2)
@@ -296,7 +299,7 @@ def pad_left(rows, device):
 
 def sample(logits, temperature, top_k):
     """Choose a token for each row of logits, (B, V). Returns a list of B ids."""
-    if temperature < 1e-6:  # dividing by less would overflow
+    if temperature < 1e-6:  # greedy, and no division by almost 0
         return logits.argmax(dim=-1).tolist()
     logits = logits / temperature
     if top_k is not None:
@@ -307,7 +310,7 @@ def sample(logits, temperature, top_k):
 
 @contextlib.contextmanager
 def eval_mode(model):
-    """Switch dropout off for a while, and then back to what it was, whatever happens."""
+    """Switch dropout off inside a `with`, then back to what it was, even after an error."""
     was_training = model.training
     try:
         yield model.eval()

@@ -38,18 +38,18 @@ from model import GPT, GPTConfig
 
 @dataclass
 class TrainConfig:
-    """What train() needs to know. Each field is an option of the command line."""
+    """What both stages need to know. Each field is an option of the command line."""
 
     out: str = setting("out", "folder to write everything to", metavar="FOLDER")
     device: str = setting("auto", "cuda, mps or cpu; auto takes the first one available")
-    seed: int = setting(1, "random seed, of the weights, the order, dropout, the world", 0, 2**62)
+    seed: int = setting(1, "random seed for the weights, order, dropout and world", 0, 2**62)
     resume: bool = setting(False, "continue a run that was stopped")
     batch_size: int = setting(16, "rows in one optimizer step, over all processes", 1, 10**6)
-    micro_batch_size: int = setting(0, "rows to compute at once, if memory is short; 0: all", 0)
+    micro_batch_size: int = setting(0, "most rows to compute at once, to save memory; 0: all", 0)
     max_steps: int = setting(700, "optimizer steps")
     lr: float = setting(0.02, "learning rate of the matrices inside the blocks (Muon)")
     embed_lr: float = setting(0.04, "learning rate of the embedding, also the head (AdamW)")
-    weight_decay: float = setting(0.0, "how strongly the matrices are pulled towards zero")
+    weight_decay: float = setting(0.0, "how strongly to pull the matrices toward zero")
     warmup: float = setting(0.02, "share of the steps, at the start, in which rates rise", 0, 1)
     cooldown: float = setting(0.6, "share of the steps, at the end, in which rates fall", 0, 1)
     eval_every: int = setting(350, "steps between validations, rounded up to tens")
@@ -58,8 +58,8 @@ class TrainConfig:
 @dataclass
 class PretrainConfig(TrainConfig):
     block_size: int = setting(GPTConfig.block_size, "the longest context, in tokens", 2, 10**6)
-    vocab_size: int = setting(GPTConfig.vocab_size, "tokens to learn, all special ones included")
-    tokenizer: str = setting("", "take tiktoken's encoding of this name instead, such as gpt2")
+    vocab_size: int = setting(GPTConfig.vocab_size, "vocabulary size, special tokens included")
+    tokenizer: str = setting("", "use this tiktoken encoding, such as gpt2; don't learn one")
     n_layer: int = setting(GPTConfig.n_layer, "blocks")
     n_head: int = setting(GPTConfig.n_head, "attention heads in each block")
     n_embd: int = setting(GPTConfig.n_embd, "width of the residual stream")
@@ -68,7 +68,7 @@ class PretrainConfig(TrainConfig):
 
 
 def lr_scale(step, config):
-    """The factor on all learning rates at a step: it rises, stays at 1, and falls towards 0."""
+    """What we multiply every learning rate by at a step: up to 1, level, then down toward 0."""
     warmup, cooldown = config.warmup * config.max_steps, config.cooldown * config.max_steps
     return min(1, (step + 1) / max(1, warmup), (config.max_steps - step) / max(1, cooldown))
 
@@ -90,12 +90,12 @@ def train(model, batches, config, run, evaluate=None):
 
     batches(step) is the step's whole batch, {"input_ids", "labels"}, (B, T) int64 each: a pure
     function of the step, so a run can resume exactly. model(**batch) returns (logits, loss): a row
-    of logits for each target, and the mean of their losses. evaluate(model) is a dict to log,
-    every config.eval_every steps and at the end. Returns the last row of the log.
+    of logits for each target, and the mean loss. evaluate(model) returns a dict to
+    log, every config.eval_every steps and at the end. Returns the last line of the log.
     """
     optimizers = make_optimizers(model, config)
     model.train()
-    for step in run.steps(model, optimizers):
+    for step in run.steps(model, optimizers):  # from 0, or from where a run was stopped
         batch = batches(step)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -108,27 +108,27 @@ def train(model, batches, config, run, evaluate=None):
             loss = loss * len(logits)  # from the mean to the sum over the targets in these rows
             loss.backward()  # adds to the gradients
             loss_sum, count = loss_sum + loss.detach(), count + len(logits)
-        loss_sum, count = run.sum_over_processes(loss_sum, count)
+        loss_sum, count = run.all_reduce(loss_sum, count)  # over processes; gradients, too
         for p in model.parameters():
-            p.grad /= max(count, 1)  # now they are those of loss_sum / count
+            p.grad /= max(count, 1)  # now the gradient of the mean, loss_sum / count
 
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        run.end_step(loss_sum / max(count, 1), batch, evaluate)
+        run.end_step(loss_sum / max(count, 1), batch, evaluate)  # log, save, stop after Ctrl-C
     model.eval()
     return run.row
 
 
 def make_model(config, n_vocab, device):
-    """A fresh network on the device. Raises InputError if its sizes don't work or don't fit."""
+    """A fresh network on the device. Raises InputError if the sizes clash or exceed the memory."""
     n = n_vocab * config.n_embd + config.n_layer * 12 * config.n_embd**2
     check_memory(n, config.n_layer, device)
     sizes = (config.block_size, n_vocab, config.n_layer, config.n_head, config.n_embd)
     try:
         model = GPT(GPTConfig(*sizes, config.dropout)).to(device)
     except ValueError as error:
-        raise InputError("command line", str(error), "change the sizes") from None
+        raise InputError("command line", str(error), "change --n_embd or --n_head") from None
     if config.compile and model.embed.weight.is_cuda:
         for block in model.blocks:  # all blocks are alike, so they share one compilation
             block.compile()
@@ -140,7 +140,7 @@ def main(argv=None):
     parser = Parser("pretrain.py", __doc__)
     what = "UTF-8 text files or folders (default: the embedded world)"
     parser.add_argument("--data", nargs="+", type=not_empty, metavar="PATH", help=what)
-    what = f"a set of sizes (default: world; with --data {', '.join(FITS)}, by the amount of text)"
+    what = f"settings to start from (default: world; with --data, {'/'.join(FITS)} by text size)"
     parser.add_argument("--preset", choices=PRESETS, help=what)
     config, args = parse_options(parser, PretrainConfig, argv, sizes_for)
     device = start(config.device, config.seed)
@@ -158,13 +158,14 @@ def main(argv=None):
         corpus.write(tokenizer, out)
     if world_size > 1:
         dist.barrier()  # wait for the files
-    tokens, val_tokens = (open_tokens(out / f"{side}.bin", tokenizer) for side in corpus.sides)
+    tokens = open_tokens(out / "train.bin", tokenizer)
+    val_tokens = open_tokens(out / "val.bin", tokenizer)
 
     rows = Rows(tokens, config.block_size)
-    chosen = shuffled(len(rows), config.batch_size, config.seed)
+    indices = shuffled(len(rows), config.batch_size, config.seed)
     seen = config.max_steps * config.batch_size * config.block_size
     if args.data:
-        say(f"For this much text: the sizes of --preset {args.preset}, except what you typed.")
+        say(f"Using the settings of --preset {args.preset}; the options you typed override them.")
     say(
         f"Pretraining on {device}: {config.n_layer} layers, {config.n_embd} wide, "
         f"{sum(p.numel() for p in model.parameters()):,} parameters; {len(tokens):,} tokens, "
@@ -172,7 +173,8 @@ def main(argv=None):
     )
 
     def batches(step):
-        return rows.batch(chosen(step))
+        input_ids = rows.take(indices(step))  # (B, T)
+        return {"input_ids": input_ids, "labels": input_ids}  # nothing is masked
 
     def evaluate(model):
         nats, bits = text_loss(model, val_tokens, tokenizer)
@@ -184,9 +186,9 @@ def main(argv=None):
     run.finish(tokenizer, stage="base", trained_on=corpus.trained_on)
     prompts = world.PROMPTS if corpus.world else beginnings(val_tokens, tokenizer)
     scores = f"{last['val_loss']:.3f} nats per token, {last['val_bpb']:.3f} bits per byte"
-    say(f"\nValidation: {scores}. How it continues the beginnings of some texts:")
+    say(f"\nHeld-out loss: {scores}. Here is how the model continues some prompts:")
     show_parrot(model, tokenizer, prompts)
-    say(f"\nIt continues; it doesn't answer. The model is in {run.path} ({clock(run.elapsed())}).")
+    say(f"\nThe model continues; it doesn't answer. Saved as {run.path} ({clock(run.elapsed())}).")
     more = f" --out {out}" if config.out != "out" else ""
     say(f"Next: python sft.py{more}{' --data YOUR_CONVERSATIONS' if args.data else ''}")
 

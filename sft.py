@@ -1,15 +1,15 @@
 """
-Stage 2: from a parrot to an assistant. It reads conversations, and fine-tunes the base model on
+Stage 2: from a parrot to an assistant. We fine-tune the base model on conversations, and only on
 what the assistant says in them.
 
     python sft.py                       # the embedded world's conversations
-    python sft.py --data mine.jsonl     # your own, in one of the three forms of as_messages()
+    python sft.py --data mine.jsonl     # your own (README.md shows the three formats)
     python sft.py --random_weights      # the control: from random weights, to out/random.pt
 
 Writes out/sft.pt and out/sft.jsonl, then compares the two models. The network, the loss and the
-loop are pretraining's. What is new is the batch: labels are the input_ids, with -100 on everything
-except the assistant's own words. Two more things differ: see prepare_special_tokens(). And the
-learning rates are lower, in the blocks by a factor of 20.
+loop are the same as in pretraining. Only the batch is new: labels are the input_ids, with -100
+except on what the assistant says and on the <|end|> that closes it. Two more things differ: see
+prepare_special_tokens(). The learning rates are lower too, 20 times lower inside the blocks.
 """
 
 import os
@@ -45,7 +45,7 @@ class SFTConfig(TrainConfig):
     random_weights: bool = setting(False, "a control: start from random weights; makes random.pt")
     batch_size: int = setting(32, "conversations in one optimizer step", 1, 10**6)
     max_steps: int = setting(150, "optimizer steps")
-    # Small steps: larger ones make it learn its conversations by heart and forget the rest.
+    # Low rates: higher ones make the model memorize the conversations and forget the rest.
     lr: float = setting(0.001, "learning rate of the matrices inside the blocks (Muon)")
     embed_lr: float = setting(0.01, "learning rate of the special tokens' embedding (AdamW)")
     cooldown: float = setting(0.8, "share of the steps, at the end, in which rates fall", 0, 1)
@@ -67,9 +67,9 @@ def as_messages(example):
     elif "prompt" in example and "response" in example:
         parts = [example["prompt"], "", example["response"]]
     else:
-        raise ValueError('needs "prompt" and "response", "messages", or "instruction" and "output"')
+        raise ValueError('needs "messages", "prompt" + "response", or "instruction" + "output"')
     if not all(isinstance(part, str) for part in parts):
-        raise ValueError("its texts must be strings")
+        raise ValueError("every text in a conversation must be a string")
     question = parts[0] + "\n\n" + parts[1] if parts[1].strip() else parts[0]
     return [{"role": "user", "content": question}, {"role": "assistant", "content": parts[2]}]
 
@@ -77,8 +77,8 @@ def as_messages(example):
 def encode(example, tokenizer, block_size=None):
     """A conversation as {"input_ids", "labels"}, two lists, or None if nothing is left to learn.
 
-    If it is longer than block_size, its oldest turns go, a question with its answer each time; a
-    system message stays. Raises ValueError if it is malformed or the assistant says nothing.
+    If the conversation is longer than block_size, we drop its oldest question and answer, again and
+    again. A system message stays. Raises ValueError if malformed or if the assistant says nothing.
     """
     messages = as_messages(example)
     input_ids, supervised = encode_chat(messages, tokenizer)
@@ -97,11 +97,11 @@ def encode(example, tokenizer, block_size=None):
 
 
 def sft_data_collator(batch, tokenizer, block_size=None):
-    """Conversations to a batch of the same form as in pretraining.
+    """Turn conversations into a batch with the same two keys as in pretraining.
 
-    batch: conversations, as as_messages() takes them or as encode() returns them.
-    Returns {"input_ids", "labels"}, (B, T) int64 each, padded at the right with <|pad|>, labelled
-    -100. A conversation that block_size leaves nothing of is dropped. Raises ValueError for a
+    batch: conversations in any form of as_messages(), or already encoded by encode().
+    Returns {"input_ids", "labels"}, (B, T) int64 each, padded at the right with <|pad|>, labeled
+    -100. Drops a conversation with no answer left within block_size. Raises ValueError for a
     malformed conversation, and if none is left.
     """
     rows = [row if "labels" in row else encode(row, tokenizer, block_size) for row in batch]
@@ -119,7 +119,7 @@ def sft_data_collator(batch, tokenizer, block_size=None):
 def encode_all(examples, tokenizer, block_size, path):
     """Encode every conversation, once. examples: [(where, example)], as read_json(path) gives them.
 
-    Returns the rows, and says how many were cut or dropped since they are too long. Raises
+    Returns the rows, and prints how many were too long, so we cut or dropped them. Raises
     InputError for a malformed conversation, and if none is left.
     """
     rows, n_cut = [], 0
@@ -135,23 +135,23 @@ def encode_all(examples, tokenizer, block_size, path):
             n_cut += row["input_ids"].count(tokenizer.user) < n_turns
     n_dropped = len(examples) - len(rows)
     if n_cut or n_dropped:
-        what = f"{n_cut} lost their oldest turns and {n_dropped} were dropped"
-        say(f"Of {len(examples)} conversations, {what}: longer than {block_size} tokens.")
+        what = f"we cut the oldest turns of {n_cut} and dropped {n_dropped}"
+        say(f"Of {len(examples)} conversations, {what}, to fit {block_size} tokens.")
     if not rows:
         raise InputError(path, f"no conversation fits {block_size} tokens", "give shorter ones")
     return rows
 
 
 def read_conversations(path, base, seed):
-    """The rows to train on, those to validate on, and where they are from: path, or the world.
+    """Returns (rows to train on, held-out rows, the file that the first come from).
 
-    base: the base model's Checkpoint. A tenth of a file of your own is held out. The world has
-    questions for that, about entities that fine-tuning never mentions.
+    base: the base model's Checkpoint. From your own file, we hold out a tenth. The world comes with
+    held-out questions, about entities that fine-tuning never mentions.
     """
     folder = world_of(base)
     if not path and not folder:
         what = "there is no embedded world beside the base model"
-        raise InputError("command line", what, "name conversations with --data")
+        raise InputError("command line", what, "give your own conversations: --data FILE")
     files = [path] if path else [folder / "sft.jsonl", folder / "dev.jsonl"]
     block_size = base.model.config.block_size
     rows, *held_out = [encode_all(read_json(f), base.tokenizer, block_size, f) for f in files]
@@ -160,11 +160,11 @@ def read_conversations(path, base, seed):
 
 
 def prepare_special_tokens(model, tokenizer):
-    """Start the template's tokens as line breaks, and let only special tokens' rows be trained.
+    """Start the chat template's tokens as line breaks, and train only the special tokens' rows.
 
-    Pretraining never saw these tokens, so their rows mean nothing yet. A line break stands between
-    speakers in a text: from there, they learn quickly. The other rows stay fixed. If we moved the
-    words that the conversations mention, they would drift away from the ones they don't.
+    In pretraining these tokens never came next, so all their rows say the same: "not me". A line
+    break separates speakers in a text, so the tokens learn quickly from there. The other rows stay
+    fixed: if we moved the words of these conversations, they would drift away from all others.
     """
     rows = model.embed.weight
     with torch.no_grad():
@@ -214,8 +214,8 @@ def main(argv=None):
         return sft_data_collator([rows[i] for i in indices(step)], tokenizer)
 
     def evaluate(model):
-        size = max(1, 8192 // model.config.block_size)  # rows at a time
-        parts = (held_out[i : i + size] for i in range(0, len(held_out), size))
+        n = max(1, 8192 // model.config.block_size)  # rows at a time
+        parts = (held_out[i : i + n] for i in range(0, len(held_out), n))
         return {"val_loss": mean_loss(model, (sft_data_collator(p, tokenizer) for p in parts))}
 
     last = train(model, batches, config, run, evaluate if held_out else None)
@@ -230,8 +230,8 @@ def main(argv=None):
     loss = f"; held-out loss {last['val_loss']:.3f} nats per token" if held_out else ""
     say(f"\nThe model is in {run.path} ({clock(run.elapsed())}{loss}).")
     if config.random_weights:
-        return say("python compare.py will show it beside the others.")
-    if last["loss"] > 0.5:  # it answers its own training prompts wrongly
+        return say(f"Next: python compare.py --out {out} shows all three models.")
+    if last["loss"] > 0.5:  # that is high for what it has read so often
         more = f"--lr {5 * config.lr:g} --max_steps {2 * config.max_steps}"
         say(f"It hasn't learned its conversations (loss {last['loss']:.2f}). Try {more}.")
     say()

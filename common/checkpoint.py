@@ -1,7 +1,7 @@
 """
 Checkpoints: one file with everything that is needed to use a model.
 
-A checkpoint is data. Reading one runs no code from it, so you can open a stranger's.
+A checkpoint is data. Loading it runs no code, so it is safe to open one from a stranger.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ def read_torch(content, path):
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files make the unpickler raise almost anything
         what = f"not a readable checkpoint ({type(error).__name__})"
-        raise InputError(path, what, "make it again") from None
+        raise InputError(path, what, "write it again with the same command") from None
 
 
 def read_checkpoint(path, device="cpu"):
@@ -93,23 +93,23 @@ def rebuild(state):
     """The network and the tokenizer from what save() wrote. Raises if parts do not fit."""
     config, weights = state["config"], state["weights"]
     if config.keys() != {field.name for field in dataclasses.fields(GPTConfig)}:
-        raise ValueError(f"its config has {', '.join(config)}")
+        raise ValueError(f"unexpected config: {', '.join(config)}")
     if not all(type(size) is int for key, size in config.items() if key != "dropout"):
         raise ValueError("sizes must be whole numbers")
     if config["n_layer"] > len(weights) or config["block_size"] > LONGEST_BLOCK:
         raise ValueError("a size is too large")
     tokenizer = Tokenizer.from_state(state["tokenizer"])
     if tokenizer.n_vocab != config["vocab_size"]:
-        raise ValueError(f"{tokenizer.n_vocab} tokens, but a model of {config['vocab_size']}")
+        raise ValueError(f"{tokenizer.n_vocab} tokens, but vocab_size is {config['vocab_size']}")
     with torch.device("meta"):  # takes no memory, so wrong sizes do no harm
         model = GPT(GPTConfig(**config))
         expected = {name: p.shape for name, p in model.state_dict().items()}
     if expected != {name: p.shape for name, p in weights.items()}:
-        raise ValueError("the weights are not those of a model of this size")
+        raise ValueError("the weights don't have the shapes that the config asks for")
     model = GPT(GPTConfig(**config))
     model.load_state_dict(weights)
     if not all(p.isfinite().all() for p in model.parameters()):
-        raise ValueError("a weight is NaN")
+        raise ValueError("a weight is NaN or infinite")
     return model, tokenizer
 
 
@@ -139,7 +139,7 @@ def world_of(base):
 def previous_of(path, settings):
     """Where to keep a finished model that a run with these settings would replace, or None.
 
-    Says so, if the model at path was made with other settings or data.
+    Prints a note if the model at path was made with other settings or data.
     """
     if not path.is_file():
         return None
@@ -157,5 +157,5 @@ def previous_of(path, settings):
         if key in before and len(str(before[key])) < 20
     ]
     made = f" (made with {', '.join(shown[:4])})" if shown else ""
-    print(f"Another {path}{made} is here. It will be kept as {previous}.")
+    print(f"There is a {path} already{made}. At the end, we keep it as {previous}.")
     return previous

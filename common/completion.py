@@ -1,5 +1,5 @@
 """
-Completions: what a model makes of prompts.
+Completions: how a model continues prompts.
 """
 
 from data import encode_chat
@@ -40,6 +40,6 @@ def respond(model, tokenizer, prompts, chat=True, max_new_tokens=64, temperature
 def first_paragraph(text):
     """The text up to its first blank line.
 
-    A base model never stops by itself, so only this much of it is shown and scored.
+    A base model doesn't know when an answer ends, so we show and score only this much.
     """
     return text.strip("\n").split("\n\n")[0]

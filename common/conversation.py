@@ -34,10 +34,10 @@ def read_line():
 
 
 def stream(model, tokenizer, input_ids, **sampling):
-    """Print what the model says after input_ids as it comes, until it stops or Ctrl-C is pressed.
+    """Print the completion of input_ids token by token, until the model stops or you press Ctrl-C.
 
-    Returns the text, without the stop token. A letter may take several tokens. We print it once the
-    last of them is there.
+    Returns the text, without the stop token. A letter may take several tokens. We print the letter
+    when its last token arrives.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     said = []
@@ -56,7 +56,7 @@ def stream(model, tokenizer, input_ids, **sampling):
     if said[-1:] == [tokenizer.end]:
         said.pop()
     elif not why:
-        why = " (cut off: see --length)"
+        why = " (cut off: raise --length)"
     print(readable(decoder.decode(b"", final=True)) + why)
     return tokenizer.decode(said)
 
@@ -77,9 +77,9 @@ def fit(history, tokenizer, room):
 def token_by_token(base, tuned, talks):
     """How surprised each model is by each token of one conversation.
 
-    base, tuned: Checkpoints. talks: [(prompt, response)]. We take the first one whose response
+    base, tuned: Checkpoints. talks: [(prompt, response)]. We take the first talk whose response
     begins within the block. Returns [{"text", "supervised", "base", "tuned"}], losses in nats, or
-    [] if there is none. If a token is only part of a letter, its text shows the bytes: "\\xea".
+    [] if no talk fits. If a token is only part of a letter, its text shows the bytes: "\\xea".
     """
     block_size = min(base.model.config.block_size, tuned.model.config.block_size)
     for prompt, response in talks:

@@ -68,7 +68,7 @@ def say(*text):
 
 
 def memory_of(device):
-    """The bytes of memory that the device has in all, or None if the system doesn't tell."""
+    """How many bytes of memory the device has, or None if we can't find out."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     try:
@@ -84,8 +84,8 @@ def memory_of(device):
 def check_memory(n_parameters, n_layer, device):
     """Raise InputError if a network of this size can't be trained on the device.
 
-    Training needs at least 16 bytes per parameter: the weight, its gradient, and two numbers in
-    the optimizer. A layer's Python objects take some 60 kB more.
+    Training needs about 16 bytes per parameter: the weight, its gradient, and two numbers for the
+    optimizer. A layer's Python objects take some 60 kB more.
     """
     needed, total = 16 * n_parameters + 60_000 * n_layer, memory_of(device)
     if total is not None and needed > total:
@@ -93,7 +93,7 @@ def check_memory(n_parameters, n_layer, device):
             f"{n_parameters:,} parameters need at least {needed / 1e9:,.0f} GB of memory to train"
         )
         what += f", and {device} has {total / 1e9:,.0f} GB"
-        raise InputError("command line", what, "choose smaller sizes")
+        raise InputError("command line", what, "lower --n_embd, --n_layer or --vocab_size")
 
 
 def start(device, seed):

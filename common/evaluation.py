@@ -25,14 +25,14 @@ def mean_loss(model, batches):
 
 
 def text_loss(model, tokens, tokenizer):
-    """How well the model predicts a text, every token of it but the first. tokens: (n,) integers.
+    """How well the model predicts every token of a text except the first. tokens: (n,) integers.
 
     Returns (nats per token, bits per byte of the text).
     """
     rows = Rows(tokens, model.config.block_size)
     size = max(1, 4096 // model.config.block_size)  # rows at a time
     starts = range(0, len(rows), size)
-    batches = (rows.batch(range(i, min(i + size, len(rows)))) for i in starts)
-    nats = mean_loss(model, batches)
-    bits = nats * (len(tokens) - 1) / math.log(2)
-    return nats, bits / tokenizer.count_bytes(tokens[1:])
+    parts = (rows.take(range(i, min(i + size, len(rows)))) for i in starts)
+    nats = mean_loss(model, ({"input_ids": ids, "labels": ids} for ids in parts))
+    n = len(rows) * (model.config.block_size - 1)  # tokens that were predicted
+    return nats, nats * n / math.log(2) / tokenizer.count_bytes(tokens[1 : n + 1])

@@ -110,7 +110,7 @@ def read_json(path):
                 entries.append((f"{path} line {number}", entry))
     for where, entry in entries:
         if is_too_deep(entry):
-            what = f"broken JSON (more than {DEEPEST} levels deep)"
+            what = f"the JSON is nested too much (more than {DEEPEST} levels deep)"
             raise InputError(where, what, "nest lists and objects less deeply")
     if not entries:
         raise InputError(path, "the file holds nothing", "give at least one entry")
@@ -162,7 +162,7 @@ def read_log(path):
 
 
 def refuse_overwriting(inputs, outputs):
-    """Raise InputError if a file we read is one that we will write, even for a moment."""
+    """Raise InputError if we would overwrite an input, even with a temporary file."""
     outputs = [Path(path) for path in outputs]
     written = {os.path.realpath(path) for path in [*outputs, *map(temporary, outputs)]}
     for path in inputs:
@@ -205,5 +205,5 @@ def writing(path, mode="wb"):
 
 def cannot_write(path, error):
     """The InputError for an OSError."""
-    todo = "make room or choose another --out; what was written before is intact"
+    todo = "free some disk space or choose another --out; files written before are intact"
     return InputError(path, f"cannot be written ({error.strerror})", todo)

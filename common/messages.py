@@ -49,7 +49,7 @@ def command(main):
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            todo = "lower --batch_size, set --micro_batch_size, or choose smaller sizes"
+            todo = "set --micro_batch_size to train, lower --length to ask, or choose smaller sizes"
             fail(f"memory: out of memory; {todo}")
 
     return wrapper
@@ -68,12 +68,12 @@ def fail(message):
 
 
 class Progress:
-    """How far a job is, how fast it runs, and how long it will take.
+    """How far along a job is, how fast it runs, and how long it will take.
 
     A terminal shows one line, rewritten in place. A file gets a new line every ten seconds.
     """
 
-    RECENT = 10  # seconds: the rate is that of the last updates, so one slow stretch soon passes
+    RECENT = 10  # seconds that the rate looks back, so it soon forgets a slow stretch
 
     def __init__(self, label, total, done=0, unit=None):
         """unit: show the rate in this unit. Nothing is shown for a total of 0."""
@@ -102,7 +102,7 @@ class Progress:
             print(self.line(done, text), file=sys.stderr, flush=True)
 
     def line(self, done, text="", width=1000):
-        """The line to show. In a narrow terminal, what matters least goes first."""
+        """The line to show. In a narrow terminal, we drop the least important parts first."""
         (then, done_then), (now, _) = self.updates[0], self.updates[-1]
         rate = (done - done_then) / max(now - then, 1e-9)
         left = f"{clock((self.total - done) / rate)} left" if rate > 0 else ""

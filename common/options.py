@@ -33,7 +33,7 @@ def not_empty(text):
 def setting(default, help, least=None, most=None, below=None, metavar=None):
     """A field of a dataclass of settings, with its bounds.
 
-    A value must be from least to most. Say `below` instead of most if it must stay under a bound.
+    A value may be anything from least to most. Pass `below` instead of most to exclude the bound.
     metavar: what --help calls the value.
     """
     metadata = {"help": help, "least": least, "most": most, "below": below, "metavar": metavar}

@@ -107,7 +107,7 @@ def score_rows(heading, rows):
 
 
 def both_completions(prompt, base, tuned):
-    """One prompt and what each model makes of it."""
+    """One prompt and each model's completion."""
     html = f'<h3 dir="auto">{safe(prompt)}</h3><div class="two">'
     for name, text in (("base", base), ("tuned", tuned.strip(" "))):
         said = f'<div dir="auto">{safe(text)}</div>'
@@ -117,7 +117,7 @@ def both_completions(prompt, base, tuned):
 
 # -------------------------------------------------------------------------------------------------
 # The curves. A drawing is 400 wide and 250 high. Its axes reach from LEFT to RIGHT and, as y grows
-# downwards, from BOTTOM to TOP.
+# downward, from BOTTOM to TOP.
 
 LEFT, RIGHT, TOP, BOTTOM = 44, 384, 24, 210
 
@@ -127,7 +127,7 @@ def is_number(x):
 
 
 def points(rows, key):
-    """[(step, value)] of the rows of a log that hold this value. Odd rows are left out."""
+    """[(step, value)] of the rows of a log that hold this value. Skips malformed rows."""
     found = []
     for row in rows:
         if isinstance(row, dict) and is_number(row.get("step")) and is_number(row.get(key)):
@@ -162,7 +162,7 @@ def curve(title, path, rows):
     """
     training, validation = points(rows, "loss"), points(rows, "val_loss")
     if not training:
-        why = f"<code>{safe(path)}</code> is not the log of a finished run"
+        why = f"we found no log of a finished run in <code>{safe(path)}</code>"
         return f"<figure><figcaption><b>{title}</b> is left out: {why}.</figcaption></figure>"
     last = max(1, *(step for step, _ in training + validation))
     marks = marks_around([value for _, value in training + validation])
@@ -235,7 +235,7 @@ def conversation(source, tokens):
     source: where it comes from. tokens: [{"text", "supervised", "base", "tuned"}].
     """
     if not tokens:
-        return "<p>Left out: no prompt leaves room for an answer in the model's block.</p>"
+        return "<p>Left out: every prompt fills the model's context. Try shorter prompts.</p>"
     turns = []
     for token in tokens:
         if token["text"] in ("<|user|>", "<|assistant|>") or not turns:
@@ -256,7 +256,7 @@ def conversation(source, tokens):
         "then with the tuned one. The loss is −ln of the probability that the model gave to the "
         "token: 0.01 means 99%, 0.69 means 50%, 4.6 means 1%. Only the green boxes count in "
         "fine-tuning: the assistant's own words, and the <code>&lt;|end|&gt;</code> that closes "
-        "them. The model reads the grey ones too, but their labels are −100.</p>"
+        "them. The model reads the gray boxes too, but their labels are −100.</p>"
         + LEGEND
         + "".join(f'<ul class="tokens">{turn}</ul>' for turn in turns)
         + f"<p>{end}</p>"

@@ -41,12 +41,12 @@ def check_pair(base, tuned):
     """Raise InputError unless tuned was fine-tuned from base."""
     if base.about["stage"] != "base":
         what = "this is a tuned model, but a base model is needed"
-        raise InputError(base.path, what, "name one that pretrain.py made")
+        raise InputError(base.path, what, "give --base a file that pretrain.py wrote")
     if tuned.about["stage"] != "sft":
         what = "this is a base model, but a tuned model is needed"
         raise InputError(tuned.path, what, "make one with python sft.py")
     if tuned.about.get("base_sha256") != base.sha256:
-        what = f"was not tuned from {base.path} as it is now"
+        what = f"was tuned from another base model, or {base.path} has changed since"
         raise InputError(tuned.path, what, "run python sft.py again")
     if tuned.tokenizer.state() != base.tokenizer.state():
         what = f"its vocabulary differs from that of {base.path}"
@@ -58,9 +58,9 @@ def check_pair(base, tuned):
 
 
 def with_control(base, tuned):
-    """Both models and, if there is one for this base model, the control: random.pt beside tuned.
+    """Both models, and the control (random.pt beside tuned) if it belongs to this base model.
 
-    Returns {"base": base, "tuned": tuned, "random": control}, Checkpoints.
+    Returns {"base": base, "tuned": tuned}, perhaps with "random": control, all Checkpoints.
     """
     models = {"base": base, "tuned": tuned}
     path = tuned.path.with_name("random.pt")

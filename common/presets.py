@@ -27,7 +27,7 @@ PRESETS = {
         **dict(max_steps=5000, embed_lr=0.003, weight_decay=0.01, eval_every=250),
     },
 }
-FITS = {"tiny": 0.3, "small": 5.0, "medium": math.inf}  # for texts below so many megabytes
+FITS = {"tiny": 0.3, "small": 5.0, "medium": math.inf}  # fits texts up to this many megabytes
 
 
 def sizes_for(args):

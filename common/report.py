@@ -56,7 +56,7 @@ def show_examples(examples):
             lines = ["BASE", *wrap(base, width - 2), "TUNED", *wrap(tuned, width - 2)]
         print("\n".join("  " + line for line in lines))
     print("-" * width)
-    print("(The base model doesn't stop by itself, so we cut off its text.)")
+    print("(The base model keeps going, so we show only its first paragraph.)")
 
 
 def beginnings(tokens, tokenizer):
@@ -78,7 +78,7 @@ def show_parrot(model, tokenizer, prompts):
 
 
 def show_mask(row, tokenizer):
-    """Print a conversation, token by token: its id, its label, whether it is supervised.
+    """Print each token of a conversation: its id, its label, and whether it is supervised.
 
     row: {"input_ids", "labels"}, two lists.
     """
@@ -132,10 +132,10 @@ def show_scores(scores):
     for label, *cells in rows:
         print(f"{label:35}" + "".join(f"{cell:>8}" for cell in cells))
     if "random" in scores:
-        note = "(control: fine-tuned from random weights, and all of them trained)"
+        note = "(control: fine-tuned from random weights, with every weight trained)"
     else:
         note = (
-            "(For a control, run python sft.py --random_weights: the same steps and rates, "
-            "but it starts from random weights and trains all of them.)"
+            "(For a control, run python sft.py --random_weights. The steps and rates are the same, "
+            "but the control starts from random weights and trains every weight.)"
         )
     print("\n".join(wrap(note, width)))

@@ -26,13 +26,13 @@ SAVE_EVERY = 60  # seconds between saves of an unfinished run
 
 
 class Run:
-    """One training run: its place in the work, its log, and the file that --resume reads."""
+    """One training run: its current step, its log, and the file that --resume reads."""
 
     def __init__(self, config, name, made, hashes):
-        """name: of the log, "pretrain" say. made: the checkpoint to write at the end, "base.pt".
+        """name: the log's name, like "pretrain". made: the file name of the checkpoint, "base.pt".
 
-        hashes: of all that is read, a dict. They must be the same on --resume, and the checkpoint
-        has them. Raises InputError if there is nothing to resume, or settings or data changed.
+        hashes: a dict, one hash for each input. They must match on --resume, and the checkpoint
+        records them. Raises InputError if settings or data changed, or nothing is left to resume.
         """
         self.config, self.name, self.out = config, name, Path(config.out)
         self.path = self.out / made
@@ -46,10 +46,10 @@ class Run:
         self.state = self.load() if config.resume else None
 
     def claim_files(self, inputs, outputs):
-        """Check what will be written before anything is. inputs: paths; outputs: names in out/.
+        """Check our output files before we write any. inputs: paths; outputs: names in out/.
 
-        Raises InputError if an input would be overwritten. If a finished model of other settings
-        or data would be replaced, says so, and finish() will keep it.
+        Raises InputError if we would overwrite an input. If we would replace a model with other
+        settings or data, prints a note, and finish() keeps the old model.
         """
         outputs = [self.out / name for name in outputs]
         refuse_overwriting(inputs, [*outputs, self.path, self.log, self.unfinished])
@@ -70,7 +70,7 @@ class Run:
         self.start_interval()
         with CtrlC() as self.ctrl_c:
             while self.step < self.config.max_steps:
-                # Dropout depends on the step alone, so a resumed run repeats it exactly.
+                # The dropout seed depends only on the step, so a resumed run matches exactly.
                 seed = (self.config.seed * 1_000_003 + self.step) * 1009 + self.rank
                 torch.manual_seed(seed % 2**63)
                 yield self.step
@@ -81,8 +81,8 @@ class Run:
             self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16
         )
 
-    def sum_over_processes(self, loss_sum, count):
-        """Add the gradients, losses and counts of all processes. Returns (loss_sum, count)."""
+    def all_reduce(self, loss_sum, count):
+        """All-reduce the gradients, losses and counts. Returns (loss_sum, count)."""
         if self.world_size == 1:
             return loss_sum, count
         for p in self.model.parameters():
@@ -137,7 +137,7 @@ class Run:
     # The log
 
     def elapsed(self):
-        """Seconds that the run took so far, before it was stopped and resumed too."""
+        """Seconds that the run has taken so far, including those before a resume."""
         return self.seconds + time.perf_counter() - STARTED
 
     def start_interval(self):
@@ -170,7 +170,7 @@ class Run:
         """Raise InputError if a loss or a weight is NaN or infinite, before that is saved."""
         where, what = self.step, None
         if not all(p.isfinite().all() for p in self.model.parameters()):
-            what = "a weight is NaN"
+            what = "a weight is NaN or infinite"
         for i, loss in enumerate(losses):
             if not math.isfinite(loss):
                 where, what = self.step - len(losses) + 1 + i, f"the loss is {loss}"
@@ -179,7 +179,7 @@ class Run:
             raise InputError(f"step {where}", what, "lower --lr and --embed_lr")
 
     def start_log(self):
-        """Start the log, or cut it back to the step that was saved; later rows come again."""
+        """Start the log, or cut it back to the saved step: the run writes later rows again."""
         rows = []
         if self.state:
             n = self.step // LOG_EVERY
@@ -188,7 +188,7 @@ class Run:
                 rows = self.log.read_bytes().splitlines(keepends=True)[:n]
             if len(rows) < n:
                 what = f"some of its first {n} rows are missing"
-                raise InputError(self.log, what, "run without --resume")
+                raise InputError(self.log, what, "start over without --resume")
         elif self.unfinished.exists():
             print("Discarding an unfinished run (use --resume to continue it).")
             self.forget()
@@ -220,10 +220,10 @@ class Run:
         self.saved_at = time.perf_counter()
 
     def load(self):
-        if not self.unfinished.exists():
+        if not self.unfinished.is_file():
             what = f"there is no unfinished run ({self.unfinished})"
             raise InputError(
-                "--resume", what, "run without --resume, unless it is already finished"
+                "--resume", what, "start one without --resume, or use the finished model"
             )
         state = read_torch(self.unfinished.read_bytes(), self.unfinished)
         parts = {"model", "optimizers", "step", "tokens", "seconds", "dtype", "threads", "about"}
@@ -234,7 +234,7 @@ class Run:
             before = state["about"].get(key)
             if before != value:
                 what = f"{key} was {before} and is now {value}"
-                raise InputError("--resume", what, "use the same settings, or no --resume")
+                raise InputError("--resume", what, "use the same settings and data, or no --resume")
         return state
 
     def restore(self, state):
@@ -243,10 +243,10 @@ class Run:
             optimizer.load_state_dict(saved)
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.dtype = state["dtype"]
-        torch.set_num_threads(state["threads"])  # another number would round sums differently
+        torch.set_num_threads(state["threads"])  # more or fewer would round sums differently
 
     def forget(self):
-        """Remove the saved state, and what a kill during a save may have left of it."""
+        """Remove the saved state, and the temporary file that a killed save may have left."""
         for path in (self.unfinished, self.unfinished.with_name(self.unfinished.name + ".tmp")):
             path.unlink(missing_ok=True)
 
@@ -263,7 +263,7 @@ class CtrlC:
         alone = not dist.is_initialized()
         if processes()[0] == 0:
             second = " (A second Ctrl-C stops at once, without saving.)" if alone else ""
-            text = f"\nStopping within {LOG_EVERY} steps, to save.{second}\n"
+            text = f"\nSaving, then stopping, within {LOG_EVERY} steps.{second}\n"
             os.write(2, text.encode())  # print would fail if the signal came during a print
         if alone:  # torchrun repeats a Ctrl-C to processes that have already seen it
             signal.signal(signal.SIGINT, self.before)

@@ -1,5 +1,5 @@
 """
-What a base model reads: your own files, or the embedded world. And its tokenizer.
+What a base model reads (your own files, or the embedded world), and the model's tokenizer.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ class Corpus:
     trained_on: dict  # a note for the checkpoint
 
     def fingerprint(self, tokenizer):
-        """A hash of the text and the tokenizer, so of all token ids."""
+        """A hash of the text and the tokenizer. If it is the same, so are all token ids."""
         return hashlib.sha256(f"{self.sha256} {tokenizer.state()}".encode()).hexdigest()
 
     def check_length(self, tokenizer, block_size):
@@ -51,7 +51,7 @@ class Corpus:
 
 
 def read_corpus(paths, seed):
-    """Read text files and folders, or without paths, build the embedded world of this seed."""
+    """Read text files and folders. Without paths, build the embedded world of this seed."""
     if not paths:
         made = world.build(seed)
         sha256 = hashlib.sha256(json.dumps([made["corpus"], made["val"]]).encode()).hexdigest()
@@ -85,7 +85,7 @@ def make_tokenizer(corpus, vocab_size, name=""):
         raise InputError("--tokenizer", what, f"choose one of {', '.join(names)}")
     try:
         return Tokenizer.named(name)
-    except (OSError, ValueError) as error:  # no connection, or not the bytes that were expected
+    except (OSError, ValueError) as error:  # offline, or a damaged download
         what = f"{name} cannot be downloaded ({type(error).__name__})"
         todo = "go online for its first use, or set TIKTOKEN_CACHE_DIR to the folder that has it"
         raise InputError("--tokenizer", what, todo) from None

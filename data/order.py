@@ -25,10 +25,10 @@ def shuffled(n, batch_size, seed):
 
 
 def similar_lengths(lengths, batch_size, seed):
-    """The same, for items of these lengths, with items of similar length in each batch.
+    """Like shuffled(), but with items of similar length in each batch.
 
-    Padding costs as much as text. So the shuffled items are sorted by length within stretches of
-    32 batches, cut into batches, and the batches are shuffled.
+    Padding costs as much as text. So we shuffle the items, sort each stretch of 32 batches by
+    length, cut the stretches into batches, and shuffle the batches.
     """
     lengths = np.array(lengths)
     per_epoch = -(-len(lengths) // batch_size)
@@ -49,7 +49,7 @@ def similar_lengths(lengths, batch_size, seed):
 
 
 def hold_out(examples, seed):
-    """Set a random tenth of the examples aside, except repetitions of the others.
+    """Hold out a random tenth of the examples, without those that also occur in the rest.
 
     Returns (examples to train on, examples held out).
     """

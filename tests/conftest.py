@@ -1,6 +1,9 @@
 """A small run of both stages, made once and used by several test files."""
 
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for tiny networks, more threads are slower
 
 import pytest
 

@@ -113,7 +113,7 @@ bad_talks("with a deep line", f'{PAIR}{{"a": {DEEP}}}\n', " line 2: broken JSON"
 bad_talks("with a deeper line", f'{PAIR}{{"a": {DEEPER}}}\n', " line 2: broken JSON")
 bad_talks("with an open, deeper line", PAIR + '{"a": ' * 100_000, " line 2: broken JSON")
 bad_talks("too long", LONG, ": no conversation fits 64 tokens")
-bad_talks("without a key", PAIR * 2 + '{"prompt": "a"}', ' line 3: needs "prompt" and "response"')
+bad_talks("without a key", PAIR * 2 + '{"prompt": "a"}', ' line 3: needs "messages", "prompt" + "response"')
 bad_talks("in an array of numbers", "[1]", " entry 1: a conversation must be an object")
 for name, content in {
     "in a deep array": DEEP,
@@ -130,11 +130,11 @@ for line, complaint in rows(
     """
     "hello" -> a conversation must be an object, not str
     {"promt": "a", "response": "b"} -> needs "prompt"
-    {"prompt": 1, "response": "b"} -> its texts must be strings
-    {"prompt": "a", "response": null} -> its texts must be strings
-    {"instruction": "a", "input": 5, "output": "b"} -> its texts must be strings
-    {"prompt": "", "response": "b"} -> message 1 (user) must have a text
-    {"prompt": "a", "response": " "} -> message 2 (assistant) must have a text
+    {"prompt": 1, "response": "b"} -> every text in a conversation must be a string
+    {"prompt": "a", "response": null} -> every text in a conversation must be a string
+    {"instruction": "a", "input": 5, "output": "b"} -> every text in a conversation must be a string
+    {"prompt": "", "response": "b"} -> message 1 (user) must have text in it
+    {"prompt": "a", "response": " "} -> message 2 (assistant) must have text in it
     {"messages": []} -> a conversation must be a list of at least one message
     {"messages": {"role": "user"}} -> a conversation must be a list
     {"messages": ["hello"]} -> message 1 must be an object
@@ -145,7 +145,7 @@ for line, complaint in rows(
 # The roles and texts of a conversation, and what is wrong with them.
 for turns, complaint in rows(
     """
-    [["user", 5], ["assistant", "b"]] -> message 1 (user) must have a text
+    [["user", 5], ["assistant", "b"]] -> message 1 (user) must have text in it
     [["user", "a"]] -> the assistant says nothing in it
     [["bot", "a"]] -> message 1 has the unknown role 'bot'
     [[["user"], "a"]] -> message 1 has the unknown role
@@ -253,7 +253,7 @@ BASES = {
     "without n_head": (changed_part("config", n_head=None), MISFIT),  # any number would fit
     "without dropout": (changed_part("config", dropout=None), MISFIT),
     "with one size too many": (changed_part("config", n_legs=2), MISFIT),
-    "with a NaN": (with_nan, f"{MISFIT} (ValueError: a weight is NaN)"),
+    "with a NaN": (with_nan, f"{MISFIT} (ValueError: a weight is NaN or infinite)"),
     "with a text for a weight": (changed_part("weights", **{"embed.weight": "hello"}), MISFIT),
     "with a list of weights": (changed(weights=[1.0]), MISFIT),
     "with a token twice": (
@@ -292,8 +292,8 @@ bad_tuned("a base model", good("base.pt"), "this is a base model")
 bad_tuned("of another vocabulary", with_merges(swap_two, "sft.pt"), "its vocabulary differs from")
 bad_tuned("with a number to show", changed("sft.pt", examples=[1]), "its examples are not a list")
 GIVEN, ASKED = "compare --base {tmp}/base.pt", "compare --base {tmp}/base.pt --ask a"
-case("compared with another base model", GIVEN, "sft.pt: was not tuned from", OTHER_BASE)
-case("asked of another base model", ASKED, "sft.pt: was not tuned from", OTHER_BASE)
+case("compared with another base model", GIVEN, "sft.pt: was tuned from another base model", OTHER_BASE)
+case("asked of another base model", ASKED, "sft.pt: was tuned from another base model", OTHER_BASE)
 case("base model gone", "compare --out {tmp}", "sft.pt: its base model is missing", ORPHAN)
 case("no models", "compare --out {tmp}", "base.pt: no such checkpoint")
 case("base model in a folder", "sft --base {tmp}/folder", "cannot be read (Is a directory)")
@@ -340,7 +340,7 @@ def bad_question(program, name, complaint, /, **changes):
 # sft.py reads conversations. In dev.jsonl, they are the prompts and their responses.
 bad_world("sft", "sft.jsonl", "", ": the file holds nothing")
 bad_world("sft", "dev.jsonl", None, ": no such file or folder")
-NEEDS, TEXTS = 'needs "prompt" and "response"', "its texts must be strings"
+NEEDS, TEXTS = 'needs "messages", "prompt" + "response"', "every text in a conversation must be a string"
 bad_question("sft", "sft.jsonl", NEEDS, messages=None, prompt=None)
 bad_question("sft", "sft.jsonl", TEXTS, messages=None, prompt=5, response="a")
 bad_question("sft", "sft.jsonl", "a conversation must be a list", messages="hello")
@@ -353,7 +353,7 @@ bad_world("compare", "test.jsonl", '"a"\n', " line 1: not a JSON object")
 bad_world("compare", "smalltalk.jsonl", "hello\n", " line 1: broken JSON")
 bad_question("compare", "test.jsonl", 'no table "rivers"', table="rivers")
 bad_question("compare", "test.jsonl", "no ", accept=["Atlantis"])
-bad_question("compare", "test.jsonl", '"keys" must be lists of texts in a list', keys=[1, 2])
+bad_question("compare", "test.jsonl", '"keys" must be a list of lists of texts', keys=[1, 2])
 bad_question("compare", "test.jsonl", '"accept" must be a list of texts', accept=None)
 for name in ("train.jsonl", "dev.jsonl", "test.jsonl", "smalltalk.jsonl"):
     bad_question("compare", name, '"prompt" is missing', prompt=None)
@@ -391,7 +391,7 @@ for typed, complaint in rows(
     sft --cooldown 5 -> --cooldown: 5.0 is out of range; give a number from 0 to 1
     pretrain --seed -1 -> --seed: -1 is out of range
     pretrain --batch_size 9223372036854775807 -> 9223372036854775807 is out of range
-    pretrain --vocab_size 260 -> --vocab_size: vocab_size 260 is under 261
+    pretrain --vocab_size 260 -> --vocab_size: vocab_size must be at least 261
     pretrain --vocab_size 60000 -> the text supports a vocab_size of
     pretrain --tokenizer nonsense -> tiktoken has no encoding 'nonsense'; choose one of
     pretrain --preset huge -> invalid choice: 'huge'

@@ -119,7 +119,7 @@ def test_an_answer_gets_a_quarter_of_the_block(pair, monkeypatch, capsys):
     turn = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
     turn_length = len(encode_chat(turn, tokenizer)[0])
     assert block_size * 3 // 4 - turn_length < max(lengths) <= block_size * 3 // 4
-    assert capsys.readouterr().out.count("forgets") == 2  # once in the greeting, about /reset
+    assert capsys.readouterr().out.count("forgets") == 1  # once per chat
 
 
 @pytest.mark.parametrize("error", [EOFError, KeyboardInterrupt])
@@ -156,7 +156,7 @@ def test_an_answer_that_is_interrupted_or_cut_off_says_so(pair, talk, monkeypatc
     model, tokenizer = pair[1].model, pair[1].tokenizer
     input_ids, _ = encode_chat([{"role": "user", "content": QUESTION}], tokenizer)
     said = stream(model, tokenizer, input_ids, **{**GREEDY, "max_new_tokens": 2})
-    assert capsys.readouterr().out == f"{said} (cut off: see --length)\n"
+    assert capsys.readouterr().out == f"{said} (cut off: raise --length)\n"
 
     def interrupted(prompts, stop, on_token, **_):
         on_token(0, tokenizer.encode("A")[0])

@@ -183,15 +183,15 @@ def test_text_loss_is_over_every_token_but_the_first(pair):
     text = "the cat sat on the mat. " * 30
     tokens = np.array([tokenizer.endoftext, *tokenizer.encode(text)])
     nats, bits = text_loss(model, tokens, tokenizer)
-    T, losses = 32, {}
-    for start in list(range(0, len(tokens) - T, T - 1)) + [len(tokens) - T]:
+    T, losses = 32, []
+    for start in range(0, len(tokens) - T + 1, T - 1):
         ids = torch.from_numpy(tokens[start : start + T])[None]
         logits = model(ids, ids)[0].log_softmax(-1)
-        for t in range(T - 1):  # a token's first score counts
-            losses.setdefault(start + t + 1, -logits[t, ids[0, t + 1]].item())
-    assert len(losses) == len(tokens) - 1
-    assert nats == pytest.approx(sum(losses.values()) / len(losses), rel=1e-5)
-    assert bits == pytest.approx(sum(losses.values()) / 0.6931472 / len(text), rel=1e-5)
+        losses += [-logits[t, ids[0, t + 1]].item() for t in range(T - 1)]
+    assert len(tokens) - T < len(losses) < len(tokens)  # the rest doesn't fill a row
+    assert nats == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    n_bytes = len(tokenizer.decode(tokens[1 : len(losses) + 1].tolist()))
+    assert bits == pytest.approx(sum(losses) / 0.6931472 / n_bytes, rel=1e-5)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_a_pair_must_belong_together(tmp_path, capsys):
     shutil.copy(base, tuned)
     assert "sft.pt: this is a base model, but a tuned" in error_of(capsys, tmp_path, "--ask", "a")
     write_pair(tmp_path, base_sha256="of another")
-    assert f"sft.pt: was not tuned from {base} as it is now" in error_of(capsys, tmp_path)
+    assert f"sft.pt: was tuned from another base model, or {base} has changed" in error_of(capsys, tmp_path)
     write_pair(tmp_path, models=(None, make_model("conftest.py")))
     assert f"sft.pt: its vocabulary differs from that of {base}" in error_of(capsys, tmp_path)
     write_pair(tmp_path, base=5)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiktoken
+import torch
 
 from common import files
 from common.messages import InputError
@@ -163,7 +164,7 @@ def test_a_system_message_joins_the_first_user_turn(tokenizer):
         ("hello", "must be a list"),
         ([user("a"), user("b")], "take turns"),
         ([assistant("a")], "take turns"),
-        ([user("a"), assistant(" ")], "not empty"),
+        ([user("a"), assistant(" ")], "must have text in it"),
         ([user("a"), assistant(5)], "text"),
         ([{"role": "robot", "content": "a"}], "unknown role"),
         ([{"role": "user"}], "content"),
@@ -183,14 +184,13 @@ def test_malformed_conversations(messages, complaint, tokenizer):
 @pytest.mark.parametrize(
     "n, block_size", [(10, 10), (11, 10), (100, 10), (91, 10), (92, 10), (57, 8)]
 )
-def test_each_token_but_the_first_is_scored_exactly_once(n, block_size):
+def test_each_token_but_the_first_is_predicted_once_except_for_a_rest(n, block_size):
     rows = Rows(np.arange(n), block_size)
-    batch = rows.batch(range(len(rows)))
-    assert batch["input_ids"].shape == (len(rows), block_size)
-    scored = batch["labels"][:, 1:]
-    assert sorted(scored[scored != -100].tolist()) == list(range(1, n))
-    kept = batch["labels"] != -100
-    assert (batch["labels"][kept] == batch["input_ids"][kept]).all()
+    input_ids = rows.take(range(len(rows)))
+    assert input_ids.shape == (len(rows), block_size) and input_ids.dtype == torch.int64
+    predicted = input_ids[:, 1:].flatten().tolist()
+    assert predicted == list(range(1, 1 + len(predicted)))
+    assert n - 1 - len(predicted) < block_size - 1  # less than what one more row predicts
 
 
 def test_tokens_are_written_once_and_used_again(tokenizer, tmp_path):

@@ -90,11 +90,11 @@ def test_json_nested_too_deeply(depth, opening, closing, tmp_path):
     deep = opening * depth + "1" + closing * depth
     lines = tmp_path / "lines.jsonl"
     lines.write_text('{"a": 1}\n{"b": ' + deep + "}\n", encoding="utf-8")
-    with pytest.raises(InputError, match="lines.jsonl line 2: broken JSON .*deep"):
+    with pytest.raises(InputError, match="lines.jsonl line 2: .*JSON .*deep"):
         read_json(lines)
     array = tmp_path / "array.json"
     array.write_text('[{"a": 1},\n' + deep + "]", encoding="utf-8")
-    with pytest.raises(InputError, match="array.json (line|entry) 2: broken JSON .*deep"):
+    with pytest.raises(InputError, match="array.json (line|entry) 2: .*JSON .*deep"):
         read_json(array)
 
 
@@ -190,9 +190,9 @@ def test_an_id_beyond_the_vocabulary(path, tokenizer):
     ids[-1] = tokenizer.n_vocab
     ids.tofile(path)
     rows = Rows(open_tokens(path, tokenizer), 4)
-    assert rows.batch([0, 1])["input_ids"].shape == (2, 4)
+    assert rows.take([0, 1]).shape == (2, 4)
     with pytest.raises(InputError, match="train.bin: is damaged"):
-        rows.batch([0, len(rows) - 1])
+        rows.take([0, len(rows) - 1])
 
 
 def test_opening_tokens_does_not_read_them(path, tokenizer, monkeypatch):
@@ -203,8 +203,7 @@ def test_opening_tokens_does_not_read_them(path, tokenizer, monkeypatch):
     assert len(open_tokens(path, tokenizer)) == len(np.fromfile(path, "<u2"))
 
 
-def test_every_token_of_a_row_is_a_target_except_those_of_the_row_before():
-    rows = Rows(np.arange(11), 5)  # 0..4, 4..8, and 6..10, moved back from 8..12
-    batch = rows.batch([0, 2])
-    assert batch["input_ids"].tolist() == [[0, 1, 2, 3, 4], [6, 7, 8, 9, 10]]
-    assert batch["labels"].tolist() == [[0, 1, 2, 3, 4], [-100, -100, -100, 9, 10]]
+def test_neighboring_rows_share_one_token():
+    rows = Rows(np.arange(11), 5)
+    assert len(rows) == 2  # 9 and 10 don't fill a row
+    assert rows.take([1, 0]).tolist() == [[4, 5, 6, 7, 8], [0, 1, 2, 3, 4]]

@@ -89,8 +89,8 @@ def test_help(capsys):
 @pytest.mark.parametrize(
     "error, complaint",
     [
-        (MemoryError(), "error: memory: out of memory; lower --batch_size"),
-        (RuntimeError("CUDA out of memory."), "error: memory: out of memory; lower --batch_size"),
+        (MemoryError(), "error: memory: out of memory; set --micro_batch_size"),
+        (RuntimeError("CUDA out of memory."), "error: memory: out of memory; set --micro_batch_size"),
         (OSError("odd"), "error: files: odd; check the path"),
         (InputError("a\nb", "c\x1b", "d"), "error: a b: c?; d\n"),
     ],

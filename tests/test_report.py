@@ -127,7 +127,7 @@ def test_what_is_missing_is_left_out(tmp_path):
     log = tmp_path / "no.jsonl"
     logs = [("Pretraining", log, []), ("Fine-tuning", "b", LOG)]
     words = words_of(a_page(logs=logs, scores=None))
-    assert f"Pretraining  is left out:  {log}" in words and "Fine-tuning , 30 steps" in words
+    assert f"no log of a finished run in  {log}" in words and "Fine-tuning , 30 steps" in words
     assert "questions" not in words
     assert "Left out" in page(("a", "b"), [], {"source": "", "tokens": []}, [], None)
     cut = page(("a", "b"), [], {"source": "", "tokens": TOKENS[:-1]}, [], None)
@@ -207,7 +207,7 @@ def test_the_page_of_a_run(small_world, monkeypatch):
     monkeypatch.setattr(compare, "EXAMPLES", [items[-1]["prompt"]])
     conversation = compare.compare(*load_pair(small_world))["conversation"]
     assert items[-1]["prompt"] in "".join(token["text"] for token in conversation["tokens"])
-    assert "that fine-tuning never mentioned" in conversation["source"]
+    assert "A held-out question" in conversation["source"]
 
 
 def test_the_page_of_ones_own_conversations(small_world, tmp_path, capsys):

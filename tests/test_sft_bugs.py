@@ -148,7 +148,7 @@ def test_05_nothing_to_supervise_is_zero_and_not_nan(tokenizer, model, tmp_path,
     """
     talks = [("line 1", TALK), ("line 2", TOO_LONG)]
     assert encode_all(talks, tokenizer, 64, "a.jsonl") == [encode(TALK, tokenizer)]
-    assert "1 were dropped" in capsys.readouterr().out
+    assert "dropped 1, to fit" in capsys.readouterr().out
 
     logits = torch.randn(3, 10, requires_grad=True)
     loss = cross_entropy(logits, torch.full((3,), -100))
@@ -301,7 +301,7 @@ def test_13_a_long_conversation_loses_its_oldest_turns(tokenizer, capsys):
     talks = [("", {"messages": turns}), ("", TOO_LONG), ("", TALK)]
     assert encode_all(talks, tokenizer, n_last_two + 1, "a.jsonl") == [last_two]
     said = capsys.readouterr().out
-    assert "Of 3 conversations, 1 lost their oldest turns and 2 were dropped" in said
+    assert "Of 3 conversations, we cut the oldest turns of 1 and dropped 2" in said
 
 
 def test_14_evaluation_is_without_dropout(tokenizer):

@@ -5,7 +5,7 @@ fine-tune on, and as questions to ask.
     tables.py       facts/*.tsv and smalltalk.tsv, read and checked
     wordings.py     wordings.tsv: how we tell a fact and ask for it
     names.py        finding names and values in running text
-    split.py        who is in train, dev and test
+    split.py        which entities are in train, dev and test
     texts.py        the plain text
     talks.py        the conversations
     questions.py    the questions
@@ -77,7 +77,7 @@ def write(made, folder, fingerprint=""):
     """Write what build() made as files that you can open and read.
 
     corpus.txt and val.txt are plain text, and the rest is JSON Lines. The checkpoint of the base
-    model has the same fingerprint, so nobody can ask it the questions of another world.
+    model has the same fingerprint, so nobody can ask the model about another world.
     """
     stamp = folder / "sha256"
     stamp.unlink(missing_ok=True)  # until all files are written, they belong to no checkpoint

@@ -1,9 +1,9 @@
 """
 The questions that we ask the models: made here, and read back from files that people may edit.
 
-    prompt          worded as in fine-tuning, but there it is about other entities
+    prompt          a wording that fine-tuning uses, too
     response        the answer we expect
-    unseen          worded as fine-tuning never words it (only if there is a table)
+    unseen          a wording that fine-tuning never uses (not for free questions)
     faq, cloze      for the base model: "Q: ...?\\nA:" and "The capital of Kenya is"
     name            the entity, or the free question itself
     accept          the right values, if there is a table; any of them will do
@@ -16,7 +16,7 @@ from data.world.names import pattern_of
 from data.world.scorer import Scorer
 from data.world.tables import FreeQuestion
 
-MEND = "mend the line, or run python pretrain.py again"
+MEND = "fix the line, or run python pretrain.py again"
 
 
 def questions_about(writer, sides, side):
@@ -72,7 +72,7 @@ def read_questions(path):
             check_texts(where, item, ["attribute"])
             keys = item["keys"]
             if not isinstance(keys, list) or not keys or not all(map(are_texts, keys)):
-                raise InputError(where, '"keys" must be lists of texts in a list', MEND)
+                raise InputError(where, '"keys" must be a list of lists of texts', MEND)
         else:
             check_texts(where, item, ["table", "attribute"])
             if not are_texts(item.get("accept")):
@@ -103,7 +103,7 @@ def check_texts(where, item, keys):
 
 
 def are_texts(items):
-    """Whether it is a list with something in it, and all of that is text."""
+    """Whether items is a list of at least one string, and no string is blank."""
     if not isinstance(items, list) or not items:
         return False
     return all(isinstance(text, str) and text.strip() for text in items)

@@ -40,7 +40,7 @@ class Scorer:
         return bool(found) and found <= set(item["accept"])
 
     def knows(self, item, text):
-        """Whether a cloze ("The capital of France is") goes on with the right value."""
+        """Whether a cloze ("The capital of France is") continues with the right value."""
         if "keys" in item:
             return self.right(item, text.split("\n")[0])
         values = "|".join(map(re.escape, item["accept"]))

@@ -17,7 +17,7 @@ SHOWN = [  # the examples of compare.py
     "Japan",
     "penicillin",
 ]
-PROMPTS = [  # how pretrain.py shows what the base model makes of them
+PROMPTS = [  # pretrain.py shows how the base model continues these
     SEASONS,
     "What is the capital of Kenya?",
     "Who wrote Don Quixote?",
@@ -43,7 +43,7 @@ def split_entities(entities, free, seed):
 
 
 def group_names(entities, free):
-    """Give names that equal or contain one another the same group: {name: group}.
+    """Put names that are equal or contain one another into one group: {name: group}.
 
     So Mercury the planet shares a side with mercury the metal, and Guinea with Papua New Guinea.
     """

@@ -75,7 +75,7 @@ class FreeQuestion:
 
 
 def read_lines(path):
-    """The lines of a UTF-8 file that aren't empty: [(where, line)], `where` names file and line."""
+    """The non-empty lines of a UTF-8 file: [(where, line)]. `where` names the file and the line."""
     lines = []
     for number, raw in enumerate(path.read_bytes().splitlines(), start=1):
         where = f"{path} line {number}"

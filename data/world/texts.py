@@ -1,8 +1,8 @@
 """
 The plain text that we pretrain on: entries, lists, paragraphs, dialogues and quizzes.
 
-We tell every fact in several wordings and in changing company, and we ask for it too. A model
-memorizes a fact it only ever read in one wording, but then it can't answer questions about it
+We tell every fact in several wordings, next to different facts, and we ask for it too. If a model
+reads a fact in only one wording, it memorizes the fact but can't answer questions about the fact
 (Allen-Zhu and Li, Physics of Language Models 3.1, arXiv 2309.14316; chapter 6 of README.md).
 
 Many facts also appear in quizzes with options A) to D). That's why the base model follows a bare
@@ -12,8 +12,8 @@ question with options, and not with an answer.
 from data.world.tables import FreeQuestion
 from data.world.wordings import check_wordings, fill
 
-# Who asks and who answers, and what stands after their names. There are many of them, so that one
-# more pair, <|user|> and <|assistant|>, is nothing new to the model.
+# Pairs of speakers, and below, the marks after their names. The model meets many pairs, so one more
+# pair, <|user|> and <|assistant|>, is nothing new.
 SPEAKERS = [
     ("Q", "A"),
     ("Question", "Answer"),
@@ -27,8 +27,8 @@ NAMES = (
     "Mia Noah Olga Paul Rosa Sam Tom Uma Vera Will Yuri Zoe"
 ).split()
 MARKS = [":", ":", ":", " -", ">", " |", " says", ""]
-# The words mostly start on a line of their own. So they start with the same tokens as in the chat
-# template: "Fog" and " Fog" are different tokens.
+# A speaker's words mostly start a new line, without a space before them. So they start with the
+# same tokens as in the chat template: "Fog" and " Fog" are different tokens.
 SPACES = ["\n", "\n", "\n", " "]
 REQUESTS = 0.3  # share of the questions that we word as requests
 QUIZ_SHARE = 0.1  # share of the facts that we quiz in each round

@@ -39,7 +39,7 @@ def check_wordings(facts, wordings):
                 fill(template, fact.entity, attribute)
             except (LookupError, ValueError):
                 what = f"cannot fill in {template!r}"
-                raise InputError(path, what, "it may use {name}, {value} and a few more") from None
+                raise InputError(path, what, "see fill() in data/world/wordings.py") from None
 
 
 def with_article(noun):
