@@ -113,7 +113,7 @@ bad_talks("with a deep line", f'{PAIR}{{"a": {DEEP}}}\n', " line 2: broken JSON"
 bad_talks("with a deeper line", f'{PAIR}{{"a": {DEEPER}}}\n', " line 2: broken JSON")
 bad_talks("with an open, deeper line", PAIR + '{"a": ' * 100_000, " line 2: broken JSON")
 bad_talks("too long", LONG, ": no conversation fits 64 tokens")
-bad_talks("without a key", PAIR * 2 + '{"prompt": "a"}', ' line 3: needs "messages", "prompt" + "response"')
+bad_talks("without a key", PAIR * 2 + '{"prompt": "a"}', ' line 3: needs "messages"')
 bad_talks("in an array of numbers", "[1]", " entry 1: a conversation must be an object")
 for name, content in {
     "in a deep array": DEEP,
@@ -292,8 +292,8 @@ bad_tuned("a base model", good("base.pt"), "this is a base model")
 bad_tuned("of another vocabulary", with_merges(swap_two, "sft.pt"), "its vocabulary differs from")
 bad_tuned("with a number to show", changed("sft.pt", examples=[1]), "its examples are not a list")
 GIVEN, ASKED = "compare --base {tmp}/base.pt", "compare --base {tmp}/base.pt --ask a"
-case("compared with another base model", GIVEN, "sft.pt: was tuned from another base model", OTHER_BASE)
-case("asked of another base model", ASKED, "sft.pt: was tuned from another base model", OTHER_BASE)
+case("compared with another base model", GIVEN, "sft.pt: was tuned from another base", OTHER_BASE)
+case("asked of another base model", ASKED, "sft.pt: was tuned from another base", OTHER_BASE)
 case("base model gone", "compare --out {tmp}", "sft.pt: its base model is missing", ORPHAN)
 case("no models", "compare --out {tmp}", "base.pt: no such checkpoint")
 case("base model in a folder", "sft --base {tmp}/folder", "cannot be read (Is a directory)")
@@ -340,7 +340,7 @@ def bad_question(program, name, complaint, /, **changes):
 # sft.py reads conversations. In dev.jsonl, they are the prompts and their responses.
 bad_world("sft", "sft.jsonl", "", ": the file holds nothing")
 bad_world("sft", "dev.jsonl", None, ": no such file or folder")
-NEEDS, TEXTS = 'needs "messages", "prompt" + "response"', "every text in a conversation must be a string"
+NEEDS, TEXTS = 'needs "messages", "prompt"', "every text in a conversation must be a string"
 bad_question("sft", "sft.jsonl", NEEDS, messages=None, prompt=None)
 bad_question("sft", "sft.jsonl", TEXTS, messages=None, prompt=5, response="a")
 bad_question("sft", "sft.jsonl", "a conversation must be a list", messages="hello")

@@ -258,7 +258,8 @@ def test_a_pair_must_belong_together(tmp_path, capsys):
     shutil.copy(base, tuned)
     assert "sft.pt: this is a base model, but a tuned" in error_of(capsys, tmp_path, "--ask", "a")
     write_pair(tmp_path, base_sha256="of another")
-    assert f"sft.pt: was tuned from another base model, or {base} has changed" in error_of(capsys, tmp_path)
+    said = error_of(capsys, tmp_path)
+    assert f"sft.pt: was tuned from another base model, or {base} has changed" in said
     write_pair(tmp_path, models=(None, make_model("conftest.py")))
     assert f"sft.pt: its vocabulary differs from that of {base}" in error_of(capsys, tmp_path)
     write_pair(tmp_path, base=5)

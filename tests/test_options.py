@@ -90,7 +90,7 @@ def test_help(capsys):
     "error, complaint",
     [
         (MemoryError(), "error: memory: out of memory; set --micro_batch_size"),
-        (RuntimeError("CUDA out of memory."), "error: memory: out of memory; set --micro_batch_size"),
+        (RuntimeError("CUDA out of memory."), "error: memory: out of memory; set --micro"),
         (OSError("odd"), "error: files: odd; check the path"),
         (InputError("a\nb", "c\x1b", "d"), "error: a b: c?; d\n"),
     ],
