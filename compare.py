@@ -6,8 +6,8 @@ Look at what you trained: the base model beside the tuned one.
     python compare.py --chat    # talk to the tuned model
 
 The base model has only read plain text. The tuned model has also learned to answer, from questions
-about half of the entities. Here we ask about the other half. Fine-tuning never mentioned it, so
-anything the tuned model knows about it came from pretraining.
+about half of the entities. Here we ask about others. Fine-tuning never mentioned them, so anything
+the tuned model knows about them came from pretraining.
 """
 
 import os
@@ -234,7 +234,7 @@ def converse(base, tuned, **sampling):
             message = {"role": "user", "content": line}
             turns, input_ids = fit([*history, message], tuned.tokenizer, room)
             if len(input_ids) > room:
-                print(f"(That takes {len(input_ids)} tokens, but only {room} fit. Say it shorter.)")
+                print(f"(That takes {len(input_ids)} tokens, but only {room} fit. Shorten it.)")
                 continue
             if len(turns) <= len(history) and not told:
                 print("(The conversation is long now, so the model forgets the oldest turns.)")
@@ -243,7 +243,7 @@ def converse(base, tuned, **sampling):
             if answer.strip():
                 history = [*turns, {"role": "assistant", "content": answer}]
             else:
-                print("(The model said nothing, so we drop this turn. Ask in other words.)")
+                print("(The model said nothing. This turn is dropped: try other words.)")
 
 
 # -------------------------------------------------------------------------------------------------

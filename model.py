@@ -1,7 +1,7 @@
 """
 A GPT in one file: the network that every stage trains, its loss, and generation.
 
-Token ids become vectors. A stack of blocks adds to those vectors: attention, then a small MLP. A
+Token ids become vectors. A stack of blocks adds to those vectors: attention, then an MLP. A
 linear layer turns each vector into one score, a logit, for every token in the vocabulary.
 
     model = GPT(GPTConfig(block_size=128, vocab_size=1024, n_layer=4, n_head=4, n_embd=192))
@@ -11,7 +11,7 @@ linear layer turns each vector into one score, a logit, for every token in the v
 Ideas: the transformer (arXiv 1706.03762), GPT-2's normalization before each layer (Radford et al.
 2019), rotary positions (arXiv 2104.09864), normalized queries and keys (arXiv 2010.04245), squared
 ReLU (arXiv 2109.08668). In shapes: B rows in a batch, T positions, S positions that attention sees,
-C = n_embd, H heads of D = C / H numbers each, V = vocab_size, N labels that are not -100.
+C = n_embd, H heads of D = C / H numbers each, V = vocab_size, N targets (not -100).
 Training uses neither padding nor caches: skip both on a first reading.
 """
 
@@ -48,7 +48,7 @@ class CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_losses):
         log_p, targets = ctx.saved_tensors
-        grad = log_p.exp_()  # softmax; in place, because no tensor of a step is larger
+        grad = log_p.exp_()  # softmax; in place: this is the step's largest tensor
         grad[torch.arange(len(targets), device=grad.device), targets] -= 1  # minus one-hot
         return grad.mul_(grad_losses[:, None]), None
 
@@ -159,7 +159,7 @@ class Block(nn.Module):
 
 class GPT(nn.Module):
     def __init__(self, config):
-        """Raises ValueError for a size below 1, a bad dropout, or an n_embd / n_head that's odd."""
+        """Raises ValueError for a size below 1, a bad dropout, or heads of odd or unequal size."""
         super().__init__()
         if min(astuple(config)[:-1]) < 1:
             raise ValueError(f"every size must be at least 1, but this is {config}")
@@ -196,7 +196,7 @@ class GPT(nn.Module):
         S = past + input_ids.size(1)
         if S > self.config.block_size:
             raise ValueError(f"{S} positions don't fit a block_size of {self.config.block_size}")
-        rotary, mask = (self.cos[past:S], self.sin[past:S]), None  # pads shift rows; distances stay
+        rotary, mask = (self.cos[past:S], self.sin[past:S]), None  # pads don't change distances
         if padding is not None:
             t = torch.arange(past, S, device=input_ids.device)[:, None]  # (T, 1): who looks
             s = torch.arange(S, device=input_ids.device)  # (S,): who is looked at
@@ -273,7 +273,7 @@ class GPT(nn.Module):
 
 
 class Cache:
-    """The past keys and values of one attention layer: we compute them once, not for each token."""
+    """One layer's keys and values so far, so that we compute each of them only once."""
 
     length = 0
 

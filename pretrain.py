@@ -59,7 +59,7 @@ class TrainConfig:
 class PretrainConfig(TrainConfig):
     block_size: int = setting(GPTConfig.block_size, "the longest context, in tokens", 2, 10**6)
     vocab_size: int = setting(GPTConfig.vocab_size, "vocabulary size, special tokens included")
-    tokenizer: str = setting("", "use this tiktoken encoding, such as gpt2; don't learn one")
+    tokenizer: str = setting("", "a tiktoken encoding, such as gpt2, instead of learning one")
     n_layer: int = setting(GPTConfig.n_layer, "blocks")
     n_head: int = setting(GPTConfig.n_head, "attention heads in each block")
     n_embd: int = setting(GPTConfig.n_embd, "width of the residual stream")
@@ -90,8 +90,8 @@ def train(model, batches, config, run, evaluate=None):
 
     batches(step) is the step's whole batch, {"input_ids", "labels"}, (B, T) int64 each: a pure
     function of the step, so a run can resume exactly. model(**batch) returns (logits, loss): a row
-    of logits for each target, and the mean loss. evaluate(model) returns a dict to
-    log, every config.eval_every steps and at the end. Returns the last line of the log.
+    of logits for each target, and the mean loss. evaluate(model) returns a dict for the log, every
+    config.eval_every steps and at the end. Returns the last line of the log.
     """
     optimizers = make_optimizers(model, config)
     model.train()

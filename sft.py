@@ -7,9 +7,9 @@ what the assistant says in them.
     python sft.py --random_weights      # the control: from random weights, to out/random.pt
 
 Writes out/sft.pt and out/sft.jsonl, then compares the two models. The network, the loss and the
-loop are the same as in pretraining. Only the batch is new: labels are the input_ids, with -100
-except on what the assistant says and on the <|end|> that closes it. Two more things differ: see
-prepare_special_tokens(). The learning rates are lower too, 20 times lower inside the blocks.
+loop are the same as in pretraining. The batch is new: labels are the input_ids, with -100 except
+on what the assistant says and on the <|end|> that closes it. prepare_special_tokens() gives the
+special tokens a head start. The learning rates are lower, 20 times lower inside the blocks.
 """
 
 import os
@@ -83,7 +83,7 @@ def encode(example, tokenizer, block_size=None):
     messages = as_messages(example)
     input_ids, supervised = encode_chat(messages, tokenizer)
     if not any(supervised):
-        raise ValueError("the assistant says nothing in it, so there is nothing to learn")
+        raise ValueError("the assistant says nothing, so there is nothing to learn")
     system = [message for message in messages[:1] if message["role"] == "system"]
     turns = messages[len(system) :]
     while (block_size and len(input_ids) > block_size) or not any(supervised):
@@ -119,7 +119,7 @@ def sft_data_collator(batch, tokenizer, block_size=None):
 def encode_all(examples, tokenizer, block_size, path):
     """Encode every conversation, once. examples: [(where, example)], as read_json(path) gives them.
 
-    Returns the rows, and prints how many were too long, so we cut or dropped them. Raises
+    Returns the rows, and prints how many we cut or dropped because they were too long. Raises
     InputError for a malformed conversation, and if none is left.
     """
     rows, n_cut = [], 0
@@ -143,7 +143,7 @@ def encode_all(examples, tokenizer, block_size, path):
 
 
 def read_conversations(path, base, seed):
-    """Returns (rows to train on, held-out rows, the file that the first come from).
+    """Returns (rows to train on, held-out rows, path of the training file).
 
     base: the base model's Checkpoint. From your own file, we hold out a tenth. The world comes with
     held-out questions, about entities that fine-tuning never mentions.
@@ -152,17 +152,20 @@ def read_conversations(path, base, seed):
     if not path and not folder:
         what = "there is no embedded world beside the base model"
         raise InputError("command line", what, "give your own conversations: --data FILE")
-    files = [path] if path else [folder / "sft.jsonl", folder / "dev.jsonl"]
-    block_size = base.model.config.block_size
-    rows, *held_out = [encode_all(read_json(f), base.tokenizer, block_size, f) for f in files]
-    rows, held_out = hold_out(rows, seed) if path else (rows, held_out[0])
-    return rows, held_out, files[0]
+
+    def encode_file(file):
+        return encode_all(read_json(file), base.tokenizer, base.model.config.block_size, file)
+
+    if not path:
+        path = folder / "sft.jsonl"
+        return encode_file(path), encode_file(folder / "dev.jsonl"), path
+    return *hold_out(encode_file(path), seed), path
 
 
 def prepare_special_tokens(model, tokenizer):
     """Start the chat template's tokens as line breaks, and train only the special tokens' rows.
 
-    In pretraining these tokens never came next, so all their rows say the same: "not me". A line
+    In pretraining these tokens never came next, so their rows all say "not me". A line
     break separates speakers in a text, so the tokens learn quickly from there. The other rows stay
     fixed: if we moved the words of these conversations, they would drift away from all others.
     """
@@ -231,7 +234,7 @@ def main(argv=None):
     say(f"\nThe model is in {run.path} ({clock(run.elapsed())}{loss}).")
     if config.random_weights:
         return say(f"Next: python compare.py --out {out} shows all three models.")
-    if last["loss"] > 0.5:  # that is high for what it has read so often
+    if last["loss"] > 0.5:  # high, for conversations it has read so often
         more = f"--lr {5 * config.lr:g} --max_steps {2 * config.max_steps}"
         say(f"It hasn't learned its conversations (loss {last['loss']:.2f}). Try {more}.")
     say()

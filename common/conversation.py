@@ -1,5 +1,5 @@
 """
-One conversation: shown as the model speaks, kept short enough, and looked at token by token.
+One conversation: print it as the model speaks, keep it short enough, and score each token.
 """
 
 import codecs

@@ -84,8 +84,8 @@ def memory_of(device):
 def check_memory(n_parameters, n_layer, device):
     """Raise InputError if a network of this size can't be trained on the device.
 
-    Training needs about 16 bytes per parameter: the weight, its gradient, and two numbers for the
-    optimizer. A layer's Python objects take some 60 kB more.
+    Training needs about 16 bytes per parameter: the weight, its gradient, and two numbers for
+    the optimizer's step. A layer's Python objects take some 60 kB more.
     """
     needed, total = 16 * n_parameters + 60_000 * n_layer, memory_of(device)
     if total is not None and needed > total:

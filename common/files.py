@@ -71,7 +71,7 @@ def find_files(paths):
 def read_pieces(path, look=lambda raw: None):
     """Yield the text of a UTF-8 file in strings of at most PIECE characters.
 
-    A byte order mark is dropped, and \\r\\n becomes \\n. look(raw) sees the bytes of each piece.
+    A byte order mark is dropped; \\r\\n and \\r become \\n. look(raw) sees the bytes of each piece.
     Raises InputError for a file that we can't read or that isn't UTF-8.
     """
     check_file(path)

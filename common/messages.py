@@ -49,7 +49,7 @@ def command(main):
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            todo = "set --micro_batch_size to train, lower --length to ask, or choose smaller sizes"
+            todo = "set --micro_batch_size for training, lower --length, or use a smaller model"
             fail(f"memory: out of memory; {todo}")
 
     return wrapper

@@ -1,8 +1,8 @@
 """
 The optimizers: Muon for the matrices inside the blocks, AdamW for the table of tokens.
 
-Muon averages the gradients of the last steps, then makes all singular values of that average
-equal. So a step goes equally far in every direction, not mostly in the one or two strongest.
+Muon averages recent gradients, then makes all singular values of the average nearly equal. So a
+step goes about equally far in every direction, not mostly in the one or two strongest.
 """
 
 import torch

@@ -116,8 +116,8 @@ def both_completions(prompt, base, tuned):
 
 
 # -------------------------------------------------------------------------------------------------
-# The curves. A drawing is 400 wide and 250 high. Its axes reach from LEFT to RIGHT and, as y grows
-# downward, from BOTTOM to TOP.
+# The curves. A drawing is 400 wide and 250 high. The steps run from LEFT to RIGHT, the losses from
+# BOTTOM up to TOP. In SVG, y grows downward.
 
 LEFT, RIGHT, TOP, BOTTOM = 44, 384, 24, 210
 
@@ -148,7 +148,7 @@ def marks_around(values):
 
 
 def distance_between_marks(last):
-    """For an axis of steps from 0 to last: 1, 2, 5, 10, ..., whatever gives five marks or fewer."""
+    """For an axis of steps from 0 to last: 1, 2, 5, 10, ..., whatever gives at most six marks."""
     for power in range(10):
         for digit in (1, 2, 5):
             if last <= 5 * digit * 10**power:
@@ -250,7 +250,7 @@ def conversation(source, tokens):
         f"before fine-tuning and is {after:.2f} after."
     )
     if tokens[-1]["text"] != "<|end|>":
-        end += " The conversation is longer, but it is cut where the model's block ends."
+        end += " We show only the part that fits in the model's block."
     return (
         f"<p>{safe(source)} Each box is a token. Below it is its loss, first with the base model, "
         "then with the tuned one. The loss is −ln of the probability that the model gave to the "

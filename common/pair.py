@@ -1,5 +1,5 @@
 """
-A base model and the model that was tuned from it: found, read, and checked to belong together.
+Find and read a base model and its tuned model, and check that they belong together.
 """
 
 from pathlib import Path

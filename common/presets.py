@@ -1,5 +1,5 @@
 """
-Sets of sizes for pretrain.py: --preset NAME, or the one that fits the amount of text.
+Presets for pretrain.py: choose one with --preset, or let the amount of text decide.
 """
 
 import math

@@ -48,8 +48,8 @@ class Run:
     def claim_files(self, inputs, outputs):
         """Check our output files before we write any. inputs: paths; outputs: names in out/.
 
-        Raises InputError if we would overwrite an input. If we would replace a model with other
-        settings or data, prints a note, and finish() keeps the old model.
+        Raises InputError if we would overwrite an input. If an older model was made with other
+        settings or data, prints a note, and finish() keeps that model under another name.
         """
         outputs = [self.out / name for name in outputs]
         refuse_overwriting(inputs, [*outputs, self.path, self.log, self.unfinished])
@@ -159,7 +159,7 @@ class Run:
         return self.step // every > (self.step - len(self.losses)) // every
 
     def any_process(self, flag):
-        """Whether the flag is set in any process: each one has its own keyboard."""
+        """Whether the flag is set in any process. Ctrl-C may reach them at different steps."""
         if self.world_size == 1:
             return flag
         flags = torch.tensor(float(flag), device=self.device)

@@ -70,7 +70,7 @@ def read_corpus(paths, seed):
 def make_tokenizer(corpus, vocab_size, name=""):
     """Learn a tokenizer from the corpus, or take tiktoken's encoding of this name.
 
-    Raises InputError if that does not work.
+    Raises InputError if the text is too short or the encoding isn't available.
     """
     if not name:
         documents, _ = corpus.sides["train"]

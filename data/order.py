@@ -49,7 +49,7 @@ def similar_lengths(lengths, batch_size, seed):
 
 
 def hold_out(examples, seed):
-    """Hold out a random tenth of the examples, without those that also occur in the rest.
+    """Hold out a random tenth of the examples, but none that we also train on.
 
     Returns (examples to train on, examples held out).
     """

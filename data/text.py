@@ -21,9 +21,9 @@ from common.messages import InputError, Progress
 class Rows:
     """Tokens cut into rows of block_size.
 
-    Neighboring rows share one token: the last of a row is also the first of the next. Nothing
-    predicts the first token of a row, so the row before does that. Each token of the text is
-    predicted exactly once, except the very first, and a rest at the end that doesn't fill a row.
+    Neighboring rows share one token: the last of a row is also the first of the next. A row can't
+    predict its own first token, so the row before predicts it. Each token of the text is predicted
+    exactly once. Only the very first token, and leftovers that don't fill a row, never are.
     """
 
     def __init__(self, tokens, block_size):
@@ -115,8 +115,8 @@ def fills_a_row(documents, n_characters, tokenizer, block_size):
 def write_tokens(documents, tokenizer, path, fingerprint, n_characters):
     """Encode documents into a file, with <|endoftext|> before each one. Uses all processors.
 
-    documents: each an iterable of strings, its pieces. n_characters: how long they all are.
-    fingerprint: identifies the documents and the tokenizer. We keep a file with the same one.
+    documents: each an iterable of strings, its pieces. n_characters: their total length.
+    fingerprint: identifies the documents and the tokenizer. If it still matches, we keep the file.
     """
     if has_tokens(path, fingerprint):
         return

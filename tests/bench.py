@@ -143,7 +143,7 @@ class GPT2(nn.Module):
 
 
 def matrix_rate(dtype):
-    """FLOP/s of products of square matrices, at the best of some sizes."""
+    """The best FLOP/s of a square matrix product, over several sizes."""
     best = 0.0
     for n in (512, 1024, 2048) if DEVICE == "cpu" else (4096, 8192):
         a = torch.randn(n, n, device=DEVICE, dtype=dtype)

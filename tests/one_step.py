@@ -35,7 +35,7 @@ def one_step(model, batch, folder, micro_batch_size=0):
 
 
 def gradients(model, batch):
-    """What one_step() should find: those of the mean loss over the whole batch at once."""
+    """The expected gradients: those of the mean loss over the whole batch."""
     model.zero_grad()
     model(**batch)[1].backward()
     return [p.grad.clone() for p in model.parameters()]

@@ -426,7 +426,7 @@ if memory_of("cpu"):  # Windows doesn't tell
 
 
 # -------------------------------------------------------------------------------------------------
-# What is read must not be written over
+# No command overwrites its input
 
 OVERWRITTEN = "would be overwritten by a file in the output folder"
 for name in ("base.pt", "train.bin", "val.sha256", "pretrain.jsonl", "base.pt.tmp"):
@@ -660,7 +660,7 @@ def test_odd_but_fine_conversations(small_world, tmp_path):
 
 @pytest.mark.parametrize("name", ["train.bin", "val.bin", "train.sha256", "val.sha256"])
 def test_damaged_token_files_are_encoded_again(name, tmp_path):
-    """They were cut, or they are not UTF-8. In compare.py, only a score is missing."""
+    """The file is cut short, or isn't UTF-8. Until then, compare.py just omits one score."""
     (tmp_path / "good.txt").write_text(TEXT, encoding="utf-8")
     (tmp_path / "talks.jsonl").write_text(PAIR * 10, encoding="utf-8")
     out = tmp_path / "out"

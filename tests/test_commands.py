@@ -216,7 +216,7 @@ def test_comparing_and_asking_with_a_tiny_block(block_size, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("program", ["pretrain", "sft", "compare"])
 def test_idle_threads_sleep_soon(program):
-    """torch's libgomp tells its settings when it is loaded, if it is the one that torch brings."""
+    """The libgomp that comes with torch prints its settings when it's loaded."""
     environment = {**os.environ, "OMP_DISPLAY_ENV": "verbose"}
     environment.pop("GOMP_SPINCOUNT", None)  # this process already has it
     command = [sys.executable, "-c", f"import {program}"]

@@ -390,7 +390,7 @@ def test_the_scores_fit_the_terminal(columns, control, terminal, capsys):
     assert ["base", "tuned", *["control"] * control] in table
     shares = ["100.0%", "100.0%", *["12.5%"] * control]
     assert ["answers", "it", "in", "the", "chat", "template", *shares] in table
-    words = " ".join(out.split())  # what sets the control apart is said, and nothing else
+    words = " ".join(out.split())  # we say how the control differs, and no more
     assert "random weights" in words and "read nothing" not in words
     heading, rows = score_table(scores)
     assert "560 held-out test questions" in heading and len({len(row) for row in rows}) == 1

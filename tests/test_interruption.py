@@ -88,7 +88,7 @@ def test_ctrl_c_saves_and_resume_continues(stage, stages, tmp_path, monkeypatch,
     assert log_rows(log) == log_rows(whole / f"{stage}.jsonl")
     assert [row["step"] for row in log_rows(log)] == [10, 20, 30, 35]
     assert not list(stopped.glob("*.resume.pt*")) and not list(stopped.glob("*.tmp"))
-    # The seconds go on from those of the first part.
+    # The resumed run keeps counting the seconds.
     seconds = [json.loads(line)["seconds"] for line in log.read_text(encoding="utf-8").splitlines()]
     assert 1000 < seconds[0] < seconds[1] < seconds[2] < seconds[3] < 2000
 
@@ -210,7 +210,7 @@ def test_a_full_disk_leaves_an_unfinished_run(stages, tmp_path, monkeypatch, cap
 @needs_limits
 @pytest.mark.parametrize("lr", ["0.02", "0.01"])
 def test_a_full_disk_leaves_a_finished_model(lr, stages, tmp_path, capsys):
-    """A later run can't be saved at its end. It has the same settings, or another learning rate."""
+    """The disk fills up when a second run, with the same or another rate, saves its model."""
     main, arguments, made = stages["pretrain"]
     arguments += ["--max_steps", "35", "--out", str(tmp_path / "a")]
     main(arguments)

@@ -211,7 +211,7 @@ def test_the_page_of_a_run(small_world, monkeypatch):
 
 
 def test_the_page_of_ones_own_conversations(small_world, tmp_path, capsys):
-    """The base model is elsewhere, without its log or a world. OUT holds the log of another."""
+    """The base model is elsewhere, without a log or world. OUT holds another model's log."""
     elsewhere, out = tmp_path / "else<b>where", tmp_path / "out"
     elsewhere.mkdir()
     out.mkdir()

@@ -123,7 +123,7 @@ def test_of_the_embedding_only_the_special_tokens_learn(tokenizer, model):
     assert (model.embed.weight.grad[first:] != 0).any()
 
 
-# What conversations come in, and in which order
+# The formats of conversations, and the order we read them in
 
 
 def test_three_formats():

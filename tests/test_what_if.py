@@ -58,7 +58,7 @@ result = {"corpus": corpus, "told": told, "rounds": world.ROUNDS}
 
 
 def result_of(name, code, tmp_path):
-    """What the code calls its result, in a copy of the program with a change of the chapter."""
+    """Run code in a copy of the program with this experiment's change. Returns its `result`."""
     copy = what_if.changed_copy(EXPERIMENTS[name][0], tmp_path / name)
     code += "\nimport json\nprint(json.dumps(result))"
     command = [sys.executable, "-c", code]

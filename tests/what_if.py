@@ -62,8 +62,8 @@ COLUMNS = {  # what we print -> its key in comparison.json, or in figures()
 def experiments():
     """The experiments of the chapter: {name: (change, commands)}.
 
-    A change is a diff, or "" if nothing is changed. Commands are a list of str. A change with a
-    number in it is made with several numbers. Of two changes, we make each one, and then both.
+    A change is a diff, or "" if nothing is changed. Commands are a list of str. We try
+    "few" with several numbers. Where a section has two changes, we make each one, then both.
     """
     chapter = PAGE.read_text(encoding="utf-8").split(CHAPTER)[1].split("\n## ")[0]
     found = {}

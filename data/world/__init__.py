@@ -76,8 +76,8 @@ def build(seed):
 def write(made, folder, fingerprint=""):
     """Write what build() made as files that you can open and read.
 
-    corpus.txt and val.txt are plain text, and the rest is JSON Lines. The checkpoint of the base
-    model has the same fingerprint, so nobody can ask the model about another world.
+    corpus.txt and val.txt are plain text, and the rest is JSON Lines. The base model's
+    checkpoint stores the same fingerprint, so we notice if a world belongs to another model.
     """
     stamp = folder / "sha256"
     stamp.unlink(missing_ok=True)  # until all files are written, they belong to no checkpoint

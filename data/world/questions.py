@@ -1,5 +1,5 @@
 """
-The questions that we ask the models: made here, and read back from files that people may edit.
+The questions that we ask the models. We write them to files, and you may edit those files.
 
     prompt          a wording that fine-tuning uses, too
     response        the answer we expect

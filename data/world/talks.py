@@ -8,7 +8,7 @@ from data.world.wordings import fill
 
 PAIRS_PER_FACT = 5  # how many wordings of the question
 FOLLOW_UPS = 0.2  # share of the facts that we also ask for in a second turn
-FREE_COPIES = 3  # copies of each free question
+FREE_COPIES = 3  # copies of each wording of a free question
 SMALLTALK_COPIES = 6  # copies of each piece of small talk
 
 

@@ -32,7 +32,7 @@ MARKS = [":", ":", ":", " -", ">", " |", " says", ""]
 SPACES = ["\n", "\n", "\n", " "]
 REQUESTS = 0.3  # share of the questions that we word as requests
 QUIZ_SHARE = 0.1  # share of the facts that we quiz in each round
-FREE_COPIES = 6  # per round; free questions have longer answers that share nothing with others
+FREE_COPIES = 6  # per round; free questions have long answers that share no wording
 SMALLTALK_TOLD = 3  # copies of each piece of small talk per round
 
 
