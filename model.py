@@ -119,10 +119,10 @@ class Attention(nn.Module):
     def forward(self, x, rotary, mask, cache=None):
         """x: (B, T, C); rotary: (cos, sin) for rotate(); mask: see attend(). Returns (B, T, C)."""
         B, T, C = x.shape
-        heads = (B, T, self.n_head, C // self.n_head)
-        q = self.query(x).view(heads).transpose(1, 2)  # (B, H, T, D): what a position looks for,
-        k = self.key(x).view(heads).transpose(1, 2)  # what it offers,
-        v = self.value(x).view(heads).transpose(1, 2)  # and what it passes on
+        # Separate because Muon orthogonalizes each one; concatenated because one matmul is faster.
+        weight = torch.cat((self.query.weight, self.key.weight, self.value.weight))  # (3C, C)
+        qkv = F.linear(x, weight).view(B, T, 3 * self.n_head, C // self.n_head).transpose(1, 2)
+        q, k, v = qkv.chunk(3, dim=1)  # (B, H, T, D): looks for, offers, passes on
         q, k = rotate(norm(q), *rotary), rotate(norm(k), *rotary)  # normalized: scores stay small
         if cache is not None:
             k, v = cache.append(k, v)  # (B, H, S, D): all earlier positions, then these
