@@ -113,7 +113,7 @@ def score_table(scores):
         ("  about the half it trained on", None, "train"),
         ("  small talk (trained on)", None, "smalltalk"),
         ("stops by itself", None, "stops"),
-        ("goes on with options or a question", "goes_on", None),
+        ("continues with options or questions", "goes_on", None),
         ('knows ("The capital of Kenya is")', "knows", None),
     ):
         keys = {"base": base_key, "tuned": tuned_key, "random": tuned_key}

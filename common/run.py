@@ -260,12 +260,12 @@ class CtrlC:
 
     def note(self, *_):
         self.pressed = True
-        alone = not dist.is_initialized()
+        one_process = not dist.is_initialized()
         if processes()[0] == 0:
-            second = " (A second Ctrl-C stops at once, without saving.)" if alone else ""
+            second = " (A second Ctrl-C stops at once, without saving.)" if one_process else ""
             text = f"\nSaving, then stopping, within {LOG_EVERY} steps.{second}\n"
             os.write(2, text.encode())  # print would fail if the signal came during a print
-        if alone:  # torchrun repeats a Ctrl-C to processes that have already seen it
+        if one_process:  # torchrun repeats a Ctrl-C to processes that have already seen it
             signal.signal(signal.SIGINT, self.before)
 
     def __exit__(self, *_):
