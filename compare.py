@@ -161,8 +161,9 @@ def compare(base, tuned, side="test"):
             talks.sort(key=lambda talk: talk[0] != prompts[0])  # the first prompt goes first
     progress.update(len(models) + 1, "plain text")
     val_path = base.path.with_name("val.bin")
-    if has_tokens(val_path, base.about.get("text_sha256")):
-        tokens = open_tokens(val_path, base.tokenizer)
+    ours = has_tokens(val_path, base.about.get("text_sha256"))
+    tokens = open_tokens(val_path, base.tokenizer) if ours else []
+    if len(tokens) >= base.model.config.block_size:
         for name, checkpoint in models.items():
             nats, bits = text_loss(checkpoint.model, tokens, checkpoint.tokenizer)
             results.setdefault(name, {}).update(val_loss=nats, val_bpb=bits)

@@ -208,9 +208,9 @@ def main(argv=None):
     say(f"Fine-tuning {origin} on {len(rows):,} conversations of {path}. One of them:\n")
     by_length = sorted(rows[:51], key=lambda row: len(row["input_ids"]))
     show_mask(by_length[len(by_length) // 2], tokenizer)  # neither short nor long
-    times = config.max_steps * config.batch_size / len(rows)
-    size = f"{config.max_steps} steps of {config.batch_size} conversations"
-    say(f"\nOn {device}: {size}, each read about {times:.1f} times.")
+    n = min(config.batch_size, len(rows))
+    plan, times = f"{config.max_steps} steps of {n} conversations", config.max_steps * n / len(rows)
+    say(f"\nOn {device}: {plan}, each read about {times:.1f} times.")
     indices = similar_lengths(lengths, config.batch_size, config.seed)
 
     def batches(step):
@@ -231,12 +231,12 @@ def main(argv=None):
         about["examples"] = [tokenizer.decode(ids[1 : ids.index(tokenizer.end)]) for ids in starts]
     tuned = run.finish(tokenizer, **about)
     loss = f"; held-out loss {last['val_loss']:.3f} nats per token" if held_out else ""
-    say(f"\nThe model is in {run.path} ({clock(run.elapsed())}{loss}).")
+    say(f"\nSaved as {run.path} ({clock(run.elapsed())}{loss}).")
     if config.random_weights:
         return say(f"Next: python compare.py --out {out} shows all three models.")
-    if last["loss"] > 0.5:  # high, for conversations it has read so often
-        more = f"--lr {5 * config.lr:g} --max_steps {2 * config.max_steps}"
-        say(f"It hasn't learned its conversations (loss {last['loss']:.2f}). Try {more}.")
+    if last["loss"] > 0.5:  # then the model hardly answers, not even what it was trained on
+        todo = f"Try --lr {5 * config.lr:g}" if times > 5 else "Pretrain longer, or try more steps"
+        say(f"The training loss is still {last['loss']:.2f} nats per token. {todo}.")
     say()
     compare.show(base, tuned, out)
 

@@ -157,5 +157,5 @@ def previous_of(path, settings):
         if key in before and len(str(before[key])) < 20
     ]
     made = f" (made with {', '.join(shown[:4])})" if shown else ""
-    print(f"There is a {path} already{made}. At the end, we keep it as {previous}.")
+    print(f"There is already a model in {path}{made}. At the end, we keep it as {previous}.")
     return previous

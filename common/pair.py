@@ -47,7 +47,7 @@ def check_pair(base, tuned):
         raise InputError(tuned.path, what, "make one with python sft.py")
     if tuned.about.get("base_sha256") != base.sha256:
         what = f"was tuned from another base model, or {base.path} has changed since"
-        raise InputError(tuned.path, what, "run python sft.py again")
+        raise InputError(tuned.path, what, f"run python sft.py --out {tuned.path.parent} again")
     if tuned.tokenizer.state() != base.tokenizer.state():
         what = f"its vocabulary differs from that of {base.path}"
         raise InputError(tuned.path, what, "run python sft.py again")

@@ -51,8 +51,11 @@ class Run:
         Raises InputError if we would overwrite an input. If an older model was made with other
         settings or data, prints a note, and finish() keeps that model under another name.
         """
-        outputs = [self.out / name for name in outputs]
-        refuse_overwriting(inputs, [*outputs, self.path, self.log, self.unfinished])
+        outputs = [*(self.out / name for name in outputs), self.path, self.log, self.unfinished]
+        refuse_overwriting(inputs, outputs)
+        for path in outputs:
+            if path.is_dir():
+                raise InputError(path, "is a folder, but we write a file here", "move the folder")
         self.previous = previous_of(self.path, self.about) if self.rank == 0 else None
 
     # What the training loop calls
@@ -62,7 +65,11 @@ class Run:
         self.model, self.optimizers, self.device = model, optimizers, model.embed.weight.device
         self.dtype = precision(self.device)
         if self.state:
-            self.restore(self.state)
+            try:
+                self.restore(self.state)
+            except (RuntimeError, ValueError, TypeError, KeyError, AttributeError):
+                what = "its parts do not fit together"
+                raise InputError(self.unfinished, what, "start over without --resume") from None
         if self.rank == 0:
             self.start_log()
         self.progress = Progress(self.name, self.config.max_steps, self.step)
@@ -132,6 +139,9 @@ class Run:
         checkpoint = Checkpoint(self.path, self.model, tokenizer, about)
         save(checkpoint, self.previous)
         self.forget()
+        if self.ctrl_c.pressed:  # in the last steps: the model is complete, but do no more
+            print(f"\nFinished: the model is in {self.path}.")
+            raise KeyboardInterrupt("saved")
         return checkpoint
 
     # The log
@@ -230,6 +240,10 @@ class Run:
         if not isinstance(state, dict) or not parts <= state.keys():
             what = "not an unfinished run of this program"
             raise InputError(self.unfinished, what, "run without --resume")
+        if not isinstance(state["about"], dict):
+            raise InputError(
+                self.unfinished, "its parts do not fit together", "start over without --resume"
+            )
         for key, value in self.about.items():
             before = state["about"].get(key)
             if before != value:
@@ -241,7 +255,10 @@ class Run:
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+        counts = state["step"], state["tokens"], state["seconds"]
+        if any(type(n) not in (int, float) or n < 0 for n in counts):
+            raise ValueError("a count is not a number")
+        self.step, self.tokens, self.seconds = counts
         self.dtype = state["dtype"]
         torch.set_num_threads(state["threads"])  # more or fewer would round sums differently
 

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from common.files import find_files, read_pieces, writing
+from common.files import check_file, find_files, read_pieces, writing
 from common.messages import InputError, Progress
 
 
@@ -151,8 +151,9 @@ def stamp_of(path):
 def read_stamp(path):
     """What the stamp of a token file says: its fingerprint and its size in bytes, or ""."""
     try:
+        check_file(stamp_of(path))
         return stamp_of(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):  # missing, or edited
+    except (InputError, OSError, UnicodeDecodeError):  # missing, or edited
         return ""
 
 

@@ -173,7 +173,7 @@ class Tokenizer:
         merges = [token.encode("latin-1") for token in state["merges"]]
         if len(set(merges)) < len(merges) or not {bytes([b]) for b in range(256)} <= set(merges):
             raise ValueError("a token occurs twice, or a byte has none")
-        probe = "A word, 42 more.\n\n 앵무새 \u200b🦜"
+        probe = "".join(map(chr, range(1, 127))) + " a word, 42 more.\n\n 앵무새 \u200b🦜"
         found = [match[0] for match in regex.finditer(state["pattern"], probe)]
         if "".join(found) != probe or "" in found:  # tiktoken would lose text, or crash
             raise ValueError("its pattern does not cut every text into words")

@@ -153,7 +153,7 @@ def test_a_finished_model_of_other_settings_is_kept(stage, name, own_run, capsys
 
     run(stage, "--max_steps", "3")
     shown = capsys.readouterr().out
-    assert f"There is a {path} already (made with max_steps 2)." in shown
+    assert f"There is already a model in {path} (made with max_steps 2)." in shown
     assert f"At the end, we keep it as {previous}." in shown
     assert previous.read_bytes() == first and path.read_bytes() != first
     compare.load(previous)  # so you can still use it
@@ -175,7 +175,7 @@ def test_a_file_that_is_no_model_is_kept(own_run, capsys):
     (out / "base.pt").write_bytes(b"my only copy")
     run("pretrain")
     assert (out / "base.previous.pt").read_bytes() == b"my only copy"
-    assert f"There is a {out / 'base.pt'} already." in capsys.readouterr().out
+    assert f"There is already a model in {out / 'base.pt'}." in capsys.readouterr().out
 
 
 def test_a_model_that_goes_during_the_run_is_not_missed(own_run, monkeypatch):

@@ -94,6 +94,49 @@ def test_ctrl_c_saves_and_resume_continues(stage, stages, tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft"])
+def test_ctrl_c_in_the_last_steps(stage, stages, tmp_path, monkeypatch, capsys):
+    """The model is saved, and nothing else is done: sft.py doesn't compare."""
+    main, arguments, made = stages[stage]
+    arguments += ["--max_steps", "15", "--out", str(tmp_path / "a")]
+    ctrl_c_at(monkeypatch, 13)
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 130 and (tmp_path / "a" / made).exists()
+    said = capsys.readouterr().out
+    assert f"Finished: the model is in {tmp_path / 'a' / made}." in said and "BASE" not in said
+    assert not list((tmp_path / "a").glob("*.resume.pt"))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"about": 5}, {"model": {}}, {"optimizers": []}, {"threads": 0}, {"step": "x"}]
+)
+def test_an_edited_resume_file(changes, stages, tmp_path, monkeypatch, capsys):
+    main, arguments, _ = stages["pretrain"]
+    arguments += ["--max_steps", "35", "--out", str(tmp_path / "a")]
+    with monkeypatch.context() as patch:
+        ctrl_c_at(patch, 3)
+        with pytest.raises(SystemExit):
+            main(arguments)
+    unfinished = tmp_path / "a" / "pretrain.resume.pt"
+    torch.save({**torch.load(unfinished, weights_only=True), **changes}, unfinished)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "--resume"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {unfinished}: its parts do not fit together")
+
+
+@pytest.mark.parametrize("name", ["base.pt", "pretrain.jsonl", "val.bin"])
+def test_a_folder_in_the_way_is_noticed_before_training(name, stages, tmp_path, capsys):
+    main, arguments, _ = stages["pretrain"]
+    (tmp_path / "a" / name).mkdir(parents=True)
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "--out", str(tmp_path / "a")])
+    assert stopped.value.code == 2 and f"{name}: is a folder" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "a").iterdir()] == [name]  # nothing was written
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
 def test_killed_is_not_lost(stage, stages, tmp_path):
     """kill -9 at random moments, also while the state is being saved. (long.py does 20 of them.)"""
     main, arguments, made = stages[stage]
@@ -246,7 +289,7 @@ def test_nan_stops_the_run_and_is_never_saved(where, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "micro_batches", micro_batches)
     complaint = {
         "loss": "step 17: the loss is nan; lower --lr",
-        "weight": "step 20: a weight is NaN; lower --lr",
+        "weight": "step 20: a weight is NaN or infinite; lower --lr",
     }
     with pytest.raises(InputError, match=complaint[where]):
         train(model, batches, config, Run(config, "pretrain", "base.pt", {}))
