@@ -131,7 +131,7 @@ def test_what_is_missing_is_left_out(tmp_path):
     assert "questions" not in words
     assert "Left out" in page(("a", "b"), [], {"source": "", "tokens": []}, [], None)
     cut = page(("a", "b"), [], {"source": "", "tokens": TOKENS[:-1]}, [], None)
-    assert "it is cut where" in cut and "it is cut where" not in a_page()
+    assert "only the part that fits" in cut and "only the part that fits" not in a_page()
     odd = [
         5,
         {"step": "<b>", "loss": 1.0},
