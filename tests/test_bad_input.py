@@ -129,7 +129,7 @@ case("conversations unreadable", "sft --data {tmp}/unreadable.txt", "cannot be r
 for line, complaint in rows(
     """
     "hello" -> a conversation must be an object, not str
-    {"promt": "a", "response": "b"} -> needs "prompt"
+    {"promt": "a", "response": "b"} -> needs "messages"
     {"prompt": 1, "response": "b"} -> every text in a conversation must be a string
     {"prompt": "a", "response": null} -> every text in a conversation must be a string
     {"instruction": "a", "input": 5, "output": "b"} -> every text in a conversation must be a string
@@ -146,7 +146,7 @@ for line, complaint in rows(
 for turns, complaint in rows(
     """
     [["user", 5], ["assistant", "b"]] -> message 1 (user) must have text in it
-    [["user", "a"]] -> the assistant says nothing in it
+    [["user", "a"]] -> the assistant says nothing
     [["bot", "a"]] -> message 1 has the unknown role 'bot'
     [[["user"], "a"]] -> message 1 has the unknown role
     [["assistant", "a"], ["user", "b"]] -> user and assistant must take turns
