@@ -11,7 +11,7 @@ linear layer turns each vector into one score, a logit, for every token in the v
 Ideas: the transformer (arXiv 1706.03762), GPT-2's normalization before each layer (Radford et al.
 2019), rotary positions (arXiv 2104.09864), normalized queries and keys (arXiv 2010.04245), squared
 ReLU (arXiv 2109.08668). In shapes: B rows in a batch, T positions, S positions that attention sees,
-C = n_embd, H heads of D = C / H numbers each, V = vocab_size, N targets (not -100).
+C = n_embd, H heads of D = C / H numbers each, V = vocab_size, N targets (labels that aren't -100).
 Training uses neither padding nor caches: skip both on a first reading.
 """
 
@@ -189,8 +189,8 @@ class GPT(nn.Module):
     def hidden(self, input_ids, padding=None, caches=None):
         """The residual stream after the last block. input_ids: (B, T) int64. Returns (B, T, C).
 
-        Only generation passes the rest. padding: (B,) int64, the number of pads at the left of each
-        row. caches: one Cache per layer, holding everything before input_ids.
+        Only generation passes padding and caches. padding: (B,) int64, the number of pads at the
+        left of each row. caches: one Cache per layer, holding everything before input_ids.
         """
         past = caches[0].length if caches else 0
         S = past + input_ids.size(1)

@@ -1,5 +1,5 @@
 """
-Stage 1: a network that continues text. It reads plain text, learns to predict every next token,
+Stage 1: a network that continues text. It reads plain text, learns to predict the next token,
 and becomes a parrot.
 
     python pretrain.py                       # the embedded world: facts, told and quizzed
@@ -14,7 +14,7 @@ fine-tuning (sft.py) runs the same one: pretraining is fine-tuning with nothing 
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # idle threads sleep sooner: kinder to others
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # idle threads free the CPU for others sooner
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,14 +45,14 @@ class TrainConfig:
     seed: int = setting(1, "random seed for the weights, order, dropout and world", 0, 2**62)
     resume: bool = setting(False, "continue a run that was stopped")
     batch_size: int = setting(16, "rows in one optimizer step, over all processes", 1, 10**6)
-    micro_batch_size: int = setting(0, "most rows to compute at once, to save memory; 0: all", 0)
+    micro_batch_size: int = setting(0, "rows per forward pass, to save memory; 0 means all", 0)
     max_steps: int = setting(700, "optimizer steps")
     lr: float = setting(0.02, "learning rate of the matrices inside the blocks (Muon)")
     embed_lr: float = setting(0.04, "learning rate of the embedding, also the head (AdamW)")
     weight_decay: float = setting(0.0, "how strongly to pull the matrices toward zero")
-    warmup: float = setting(0.02, "share of the steps, at the start, in which rates rise", 0, 1)
-    cooldown: float = setting(0.6, "share of the steps, at the end, in which rates fall", 0, 1)
-    eval_every: int = setting(350, "steps between validations, rounded up to tens")
+    warmup: float = setting(0.02, "fraction of steps for warmup: at the start, rates rise", 0, 1)
+    cooldown: float = setting(0.6, "fraction of steps for cooldown: at the end, rates fall", 0, 1)
+    eval_every: int = setting(350, "steps between validations; each waits for a multiple of 10")
 
 
 @dataclass
@@ -68,7 +68,7 @@ class PretrainConfig(TrainConfig):
 
 
 def lr_scale(step, config):
-    """What we multiply every learning rate by at a step: up to 1, level, then down toward 0."""
+    """The factor on every learning rate at a step: rises to 1, stays there, falls toward 0."""
     warmup, cooldown = config.warmup * config.max_steps, config.cooldown * config.max_steps
     return min(1, (step + 1) / max(1, warmup), (config.max_steps - step) / max(1, cooldown))
 
@@ -108,7 +108,7 @@ def train(model, batches, config, run, evaluate=None):
             loss = loss * len(logits)  # from the mean to the sum over the targets in these rows
             loss.backward()  # adds to the gradients
             loss_sum, count = loss_sum + loss.detach(), count + len(logits)
-        loss_sum, count = run.all_reduce(loss_sum, count)  # over processes; gradients, too
+        loss_sum, count = run.all_reduce(loss_sum, count)  # also sums the gradients
         for p in model.parameters():
             p.grad /= max(count, 1)  # now the gradient of the mean, loss_sum / count
 

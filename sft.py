@@ -7,14 +7,14 @@ what the assistant says in them.
     python sft.py --random_weights      # the control: from random weights, to out/random.pt
 
 Writes out/sft.pt and out/sft.jsonl, then compares the two models. The network, the loss and the
-loop are the same as in pretraining. The batch is new: labels are the input_ids, with -100 except
-on what the assistant says and on the <|end|> that closes it. prepare_special_tokens() gives the
-special tokens a head start. The learning rates are lower, 20 times lower inside the blocks.
+loop are the same as in pretraining. The batch is new: its labels are the input_ids where the
+assistant speaks, <|end|> included, and -100 elsewhere. prepare_special_tokens() gives the special
+tokens a head start. The learning rates are lower, 20 times lower inside the blocks.
 """
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # idle threads sleep sooner: kinder to others
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # idle threads free the CPU for others sooner
 
 import copy
 import hashlib
@@ -48,8 +48,8 @@ class SFTConfig(TrainConfig):
     # Low rates: higher ones make the model memorize the conversations and forget the rest.
     lr: float = setting(0.001, "learning rate of the matrices inside the blocks (Muon)")
     embed_lr: float = setting(0.01, "learning rate of the special tokens' embedding (AdamW)")
-    cooldown: float = setting(0.8, "share of the steps, at the end, in which rates fall", 0, 1)
-    eval_every: int = setting(50, "steps between validations, rounded up to tens")
+    cooldown: float = setting(0.8, "fraction of steps for cooldown: at the end, rates fall", 0, 1)
+    eval_every: int = setting(50, "steps between validations; each waits for a multiple of 10")
 
 
 def as_messages(example):
@@ -165,9 +165,9 @@ def read_conversations(path, base, seed):
 def prepare_special_tokens(model, tokenizer):
     """Start the chat template's tokens as line breaks, and train only the special tokens' rows.
 
-    In pretraining these tokens never came next, so their rows all say "not me". A line
-    break separates speakers in a text, so the tokens learn quickly from there. The other rows stay
-    fixed: if we moved the words of these conversations, they would drift away from all others.
+    In pretraining these tokens were never the next one, so the model learned not to predict them. A
+    line break separates speakers in a text, so the tokens learn quickly from there. The other rows
+    stay fixed: if we moved the words of these conversations, they would drift away from all others.
     """
     rows = model.embed.weight
     with torch.no_grad():

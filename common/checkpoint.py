@@ -24,7 +24,7 @@ LONGEST_BLOCK = 10**6  # positions, as many as pretrain.py allows; each one need
 
 @dataclass
 class Checkpoint:
-    """A model in memory, with where it comes from."""
+    """A model in memory, and where it came from."""
 
     path: Path
     model: GPT
@@ -48,7 +48,7 @@ def save(checkpoint, previous=None):
     with writing(checkpoint.path) as file:
         torch.save(state, file)
         if previous and checkpoint.path.exists():
-            file.flush()  # a full disk must show before the old file moves
+            file.flush()  # so a full disk raises before we move the old file
             os.replace(checkpoint.path, previous)
 
 
@@ -58,7 +58,7 @@ def read_torch(content, path):
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files make the unpickler raise almost anything
         what = f"not a readable checkpoint ({type(error).__name__})"
-        raise InputError(path, what, "write it again with the same command") from None
+        raise InputError(path, what, "rerun the command that made it") from None
 
 
 def read_checkpoint(path, device="cpu"):
@@ -157,5 +157,5 @@ def previous_of(path, settings):
         if key in before and len(str(before[key])) < 20
     ]
     made = f" (made with {', '.join(shown[:4])})" if shown else ""
-    print(f"There is already a model in {path}{made}. At the end, we keep it as {previous}.")
+    print(f"There is already a model in {path}{made}. This run will keep it as {previous}.")
     return previous

@@ -83,6 +83,6 @@ def check_bounds(field, value):
         most = 10**9 if whole else 10**6
     fits = least <= value < below if below is not None else least <= value <= most
     if not fits:
-        upto = most if below is None else f"below {below}"
+        upto = most if below is None else f"just below {below}"
         todo = f"give a {'whole ' if whole else ''}number from {least} to {upto}"
         raise InputError(f"--{field.name}", f"{value} is out of range", todo)

@@ -29,10 +29,10 @@ class Run:
     """One training run: its current step, its log, and the file that --resume reads."""
 
     def __init__(self, config, name, made, hashes):
-        """name: the log's name, like "pretrain". made: the file name of the checkpoint, "base.pt".
+        """name: the log's name, like "pretrain". made: the checkpoint's file name, like "base.pt".
 
         hashes: a dict, one hash for each input. They must match on --resume, and the checkpoint
-        records them. Raises InputError if settings or data changed, or nothing is left to resume.
+        records them. Raises InputError if settings or data changed, or there is no run to resume.
         """
         self.config, self.name, self.out = config, name, Path(config.out)
         self.path = self.out / made

@@ -23,7 +23,7 @@ class Rows:
 
     Neighboring rows share one token: the last of a row is also the first of the next. A row can't
     predict its own first token, so the row before predicts it. Each token of the text is predicted
-    exactly once. Only the very first token, and leftovers that don't fill a row, never are.
+    exactly once, except for the very first token and leftovers that don't fill a row.
     """
 
     def __init__(self, tokens, block_size):

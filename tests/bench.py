@@ -1,5 +1,5 @@
 """
-How fast is it? Our way beside plain PyTorch's, as a table of ratios.
+How fast is it? This times our code against plain PyTorch and prints the ratios.
 
     python tests/bench.py                   # all of it: two to five minutes on two cores
     python tests/bench.py training loss     # some of it
@@ -7,15 +7,15 @@ How fast is it? Our way beside plain PyTorch's, as a table of ratios.
 
 The two sides of a pair take turns in one run. We show the median times.
 
-training     our network, loss and Muon, beside a GPT-2-like model with F.cross_entropy and AdamW
+training     our network, loss and Muon, against a GPT-2-like model with F.cross_entropy and AdamW
              in float32
-fine_tuning  batches of similar lengths and logits only where the loss looks, beside random batches
-             and logits everywhere. Without --base, it pretrains a base model for 200 steps first.
-             Without --data, it takes the embedded world's conversations.
-loss         the cross-entropy by hand, beside F.cross_entropy: time and memory
-generation   with the cache, beside computing everything again; many prompts at once, beside one
+fine_tuning  batches of similar lengths and logits only where the loss looks, against random
+             batches and logits everywhere. Without --base, it pretrains a base model for 200 steps
+             first. Without --data, it takes the embedded world's conversations.
+loss         our cross-entropy, against F.cross_entropy: time and memory
+generation   with the cache, against computing everything again; many prompts at once, against one
              after the other
-tokenizing   encoding a text to a file, beside tiktoken's own encode_ordinary_batch
+tokenizing   encoding a text to a file, against tiktoken's own encode_ordinary_batch
 """
 
 import argparse

@@ -45,11 +45,11 @@ def n_rows(log):
 def run_and_kill(stage, arguments, made, n_kills, seed):
     """Kill a stage n_kills times, resume it each time, and then let it finish.
 
-    made: the checkpoint that the stage writes. It saves its state after every row of its log.
-    Every third kill comes at a random moment of the first three seconds, when the process starts
-    and reads the saved state. The others come after a few more rows, half of them while the state
-    is being saved. Returns what went on at each kill. Raises RuntimeError if the stage failed, or
-    finished before all kills.
+    made: the checkpoint that the stage writes. The stage saves its state after every row of its
+    log. Every third kill comes at a random moment of the first three seconds, when the process
+    starts and reads the saved state. The others come after a few more rows, half of them while the
+    state is being saved. Returns what the process was doing at each kill. Raises RuntimeError if
+    the stage failed, or finished before all kills.
     """
     rng, happened, out = random.Random(seed), [], made.parent
     unfinished, log = out / f"{stage}.resume.pt", out / f"{stage}.jsonl"

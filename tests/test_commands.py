@@ -148,13 +148,13 @@ def test_a_finished_model_of_other_settings_is_kept(stage, name, own_run, capsys
     first = path.read_bytes()
     capsys.readouterr()
     run(stage)  # the same again replaces it, and says nothing
-    assert "kept" not in capsys.readouterr().out and not previous.exists()
+    assert "keep it as" not in capsys.readouterr().out and not previous.exists()
     assert path.read_bytes() == first
 
     run(stage, "--max_steps", "3")
     shown = capsys.readouterr().out
     assert f"There is already a model in {path} (made with max_steps 2)." in shown
-    assert f"At the end, we keep it as {previous}." in shown
+    assert f"This run will keep it as {previous}." in shown
     assert previous.read_bytes() == first and path.read_bytes() != first
     compare.load(previous)  # so you can still use it
 

@@ -69,7 +69,7 @@ def test_cross_entropy_takes_no_more_memory_than_torchs(dtype):
             megabytes.append(pool.apply(bench.peak_memory, (name, 1024, 20000, dtype)))
     ours, theirs = megabytes
     logits = 1024 * 20000 * dtype.itemsize / 1e6
-    assert logits <= ours <= theirs + 5  # at least the gradient is as large as the logits
+    assert logits <= ours <= theirs + 5  # the gradient alone is as large as the logits
 
 
 def test_the_loss_can_be_read_aloud():
@@ -282,7 +282,7 @@ def test_a_left_padded_batch_equals_its_rows_one_by_one():
 
 
 def test_cached_generation_in_a_ragged_batch_equals_the_slow_way(monkeypatch):
-    """Far beyond block_size too, for prompts longer than that, and where rows stop."""
+    """Also far beyond block_size, for prompts longer than block_size, and when rows stop early."""
     model, prompts = make_model(), random_prompts([1, 3, 15, 16, 17, 40, 7, *[3] * 13])
     expected = [generate_slowly(model, prompt, 50) for prompt in prompts]
     assert len({tuple(row) for row in expected}) == len(prompts)

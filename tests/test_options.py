@@ -31,7 +31,7 @@ OUT_OF_RANGE = [
     ("--warmup", "100", "100.0 is out of range; give a number from 0 to 1"),
     ("--warmup", "-0.1", "-0.1 is out of range; give a number from 0 to 1"),
     ("--warmup", "nan", "nan is out of range; give a number from 0 to 1"),
-    ("--dropout", "1", "1.0 is out of range; give a number from 0 to below 1"),
+    ("--dropout", "1", "1.0 is out of range; give a number from 0 to just below 1"),
     ("--dropout", "nan", "nan is out of range"),
     ("--lr", "inf", "inf is out of range; give a number from 0 to 1000000"),
     ("--lr", "1e300", "1e+300 is out of range"),

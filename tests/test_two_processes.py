@@ -26,7 +26,7 @@ TOKENS = 300
 TEXT = "Once upon a time there was a parrot that could not answer a question. " * 60
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
-# What every Python does at its start if it finds this as sitecustomize.py.
+# Saved as sitecustomize.py, this runs whenever Python starts.
 AT_START = """
 import atexit, os, torch
 torch.cpu._is_avx512_bf16_supported = lambda: False
