@@ -4,7 +4,6 @@ Look at what you trained: the base model beside the tuned one.
     python compare.py           # held-out scores, some prompts with both completions, and a page
     python compare.py --ask "What is the capital of Kenya?"      # ask both models once
     python compare.py --chat    # talk to the tuned model
-    python compare.py --chat --system "Talk like a pirate."      # in another style
 
 The base model has only read plain text. The tuned model has also learned to answer, from questions
 about half of the entities. Here we ask about others. Fine-tuning never mentioned them, so anything
@@ -13,7 +12,7 @@ the tuned model knows about them came from pretraining.
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # idle threads free the CPU for others sooner
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # idle threads sleep sooner: kinder to others
 
 import json
 import time
@@ -22,8 +21,8 @@ from pathlib import Path
 import torch
 
 from common.checkpoint import load, world_of
-from common.completion import first_paragraph, fit, respond
-from common.conversation import prepare_input, read_line, stream, token_by_token
+from common.completion import complete, first_paragraph, respond
+from common.conversation import fit, prepare_input, read_line, stream, token_by_token
 from common.device import keep_freed_memory, pick_device
 from common.evaluation import text_loss
 from common.files import read_log, writing
@@ -32,25 +31,95 @@ from common.options import Parser
 from common.page import page
 from common.pair import find_base, load_pair, with_control
 from common.report import score_table, show_examples, show_scores
-from common.scores import of_kinds, score_all
 from data import world
 from data.text import has_tokens, open_tokens
 
-__all__ = ["compare", "load", "main", "respond", "show"]
+__all__ = ["compare", "load", "main", "respond", "share", "show"]
 
-EXAMPLES = [  # about things that fine-tuning never mentions, except for the last two
+EXAMPLES = [  # fine-tuning never mentions what these ask about, except the last
     world.SEASONS,
     "What is the capital of Kenya?",
-    "who wrote don quixote",
-    "Which element has the symbol Ag?",
+    "Who wrote Don Quixote?",
+    "What is the chemical symbol of silver?",
     "What does a panda eat?",
-    "Is the yen the currency of Japan?",
-    "Explain gravity to a 6-year-old.",
-    "Summarize the printing press in one sentence.",
-    "What is the capital of Atlantis?",
+    "Why is the sky blue on a clear day?",
+    "What is the currency of Japan?",
+    "Who discovered penicillin?",
     "Who are you?",
 ]
-GREETINGS = ["Hello!", "Who are you?", "What can you do?"]  # for a model trained on your own text
+GREETINGS = ["Hello!", "Who are you?", "What can you do?"]  # for a model of your own text
+
+
+# -------------------------------------------------------------------------------------------------
+# Scores on the embedded world
+
+
+def share(flags):
+    """The mean of a list of bool, or None if it is empty."""
+    return sum(flags) / len(flags) if flags else None
+
+
+def score_base(base, questions, scorer):
+    """Ask the base model in four ways. Returns a dict of shares, from 0 to 1."""
+
+    def ask(key, chat=False, length=40):
+        prompts = [question[key] for question in questions]
+        return respond(base.model, base.tokenizer, prompts, chat, length)
+
+    def answered(texts):
+        pairs = zip(questions, texts, strict=True)
+        return share([scorer.answered(question, text) for question, text in pairs])
+
+    plain = [first_paragraph(text) for text in ask("prompt")]
+    clozes = zip(questions, ask("cloze", length=24), strict=True)
+    return {
+        "plain": answered(plain),
+        "goes_on": share([bool(world.OPTIONS.search(text)) or "?" in text for text in plain]),
+        "chat": answered([first_paragraph(text) for text in ask("prompt", chat=True)]),
+        "faq": answered([text.strip().split("\n")[0] for text in ask("faq")]),
+        "knows": share([scorer.knows(question, text) for question, text in clozes]),
+    }
+
+
+def score_tuned(tuned, questions, trained_on, smalltalk, scorer):
+    """How often the tuned model answers and then stops by itself. Returns a dict of shares.
+
+    questions: held out. trained_on: questions about the half that fine-tuning was about.
+    """
+
+    def ask(items, key="prompt"):
+        """Returns (share answered, share stopped)."""
+        items = [item for item in items if key in item]
+        prompts = [item[key] for item in items]
+        answers = complete(tuned.model, tuned.tokenizer, prompts, max_new_tokens=40)
+        pairs = zip(items, answers, strict=True)
+        right = [stopped and scorer.answered(item, text) for item, (text, stopped) in pairs]
+        return share(right), share([stopped for text, stopped in answers])
+
+    answered, stops = ask(questions)
+    said = respond(tuned.model, tuned.tokenizer, [item["prompt"] for item in smalltalk])
+    as_trained = [text == item["response"] for text, item in zip(said, smalltalk, strict=True)]
+    return {
+        "answered": answered,
+        "stops": stops,
+        "unseen": ask(questions, "unseen")[0],
+        "train": ask(trained_on)[0],
+        "smalltalk": share(as_trained),
+    }
+
+
+def score_all(models, questions, folder, progress):
+    """The scores of each model. models: {name: Checkpoint}; folder: of the embedded world."""
+    trained_on = world.read_questions(folder / "train.jsonl")
+    smalltalk = world.read_smalltalk(folder / "smalltalk.jsonl")
+    scorer, scores = world.Scorer(), {}
+    for name, checkpoint in models.items():
+        progress.update(1 + len(scores), f"asking {name}")
+        if name == "base":
+            scores[name] = score_base(checkpoint, questions, scorer)
+        else:
+            scores[name] = score_tuned(checkpoint, questions, trained_on, smalltalk, scorer)
+    return scores
 
 
 # -------------------------------------------------------------------------------------------------
@@ -84,7 +153,7 @@ def compare(base, tuned, side="test"):
     talks = [(example["prompt"], example["tuned"]) for example in examples]
     results = {"examples": examples}
     if folder:
-        results.update(side=side, questions=len(of_kinds(questions, "fact", "free")))
+        results.update(side=side, questions=len(questions))
         results.update(score_all(models, questions, folder, progress))
         if not own:
             source = "A held-out question, followed by the right answer."
@@ -130,28 +199,30 @@ def show(base, tuned, out, side="test"):
 # Ask, and chat
 
 
-def talk(base, tuned, system, **sampling):
-    """Talk to the tuned model until the user leaves. base, tuned: Checkpoints.
+def ask(base, tuned, prompt, **sampling):
+    """Show what both models make of one prompt."""
+    show_examples(both_complete(base, tuned, [prompt], **sampling))
 
-    system: messages that the conversation begins with, at most one system message.
-    """
+
+def talk(base, tuned, **sampling):
+    """Talk to the tuned model until the user leaves. base, tuned: Checkpoints."""
     prepare_input()
     print("Ask a question. /base asks the base model the same, /reset starts over, /quit leaves.")
     try:
-        converse(base, tuned, system, **sampling)
+        converse(base, tuned, **sampling)
     except (EOFError, KeyboardInterrupt):
         print()
 
 
-def converse(base, tuned, system, **sampling):
+def converse(base, tuned, **sampling):
     """Read lines and answer them, until one says to leave."""
     block_size = tuned.model.config.block_size
     # Most answers fit a quarter of the block. A longer one pushes out the oldest tokens.
     room = block_size - min(sampling["max_new_tokens"], block_size // 4)
-    history, question, told = system, None, False
+    history, question, told = [], None, False
     while (line := read_line()).lower() not in ("/quit", "/exit", "quit", "exit"):
         if line == "/reset":
-            history, question = system, None
+            history, question = [], None
             print("(It has forgotten everything.)")
         elif line == "/base" and question:
             (text,) = respond(base.model, base.tokenizer, [question], chat=False, **sampling)
@@ -188,8 +259,6 @@ def parse_arguments(argv):
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--ask", metavar="PROMPT", help="ask both models once")
     mode.add_argument("--chat", action="store_true", help="talk to the tuned model")
-    what = 'with --ask and --chat: a style, such as "Answer in one word."'
-    option("--system", default="", metavar="TEXT", help=what)
     what = "held-out questions to score (default: test)"
     option("--side", choices=("dev", "test"), default="test", help=what)
     option("--device", default="auto", help="cuda, mps or cpu (default: the first available)")
@@ -198,7 +267,7 @@ def parse_arguments(argv):
     option("--temperature", type=float, default=0.0, metavar="X", help=what)
     option("--top_k", type=int, metavar="N", help="sample from the N likeliest tokens only")
     option(
-        "--length", type=int, default=64, metavar="N", help="max tokens per answer (default: 64)"
+        "--length", type=int, default=64, metavar="N", help="most tokens per answer (default: 64)"
     )
     args = parser.parse_args(argv)
     for name, least, most in (("temperature", 0, 100), ("top_k", 1, 10**6), ("length", 1, 10**6)):
@@ -218,12 +287,10 @@ def main(argv=None):
     base, tuned = load_pair(args.out, args.base, pick_device(args.device))
     torch.seed()  # sample something else every time
     sampling = dict(max_new_tokens=args.length, temperature=args.temperature, top_k=args.top_k)
-    if args.ask is not None:  # to the base model, a system message is just the first line
-        prompt = f"{args.system}\n\n{args.ask}" if args.system.strip() else args.ask
-        show_examples(both_complete(base, tuned, [prompt], **sampling))
+    if args.ask is not None:
+        ask(base, tuned, args.ask, **sampling)
     elif args.chat:
-        system = [{"role": "system", "content": args.system}] if args.system.strip() else []
-        talk(base, tuned, system, **sampling)
+        talk(base, tuned, **sampling)
     else:
         show(base, tuned, args.out, args.side)
 

@@ -28,7 +28,7 @@ EMBED_STD = 0.005  # small: a fresh model's logits are near 0, and its loss is a
 
 @dataclass
 class GPTConfig:
-    block_size: int = 256  # the longest context, in tokens
+    block_size: int = 128  # the longest context, in tokens
     vocab_size: int = 4096
     n_layer: int = 4
     n_head: int = 2

@@ -1,5 +1,5 @@
 """
-One conversation: print it as the model speaks, and score each token.
+One conversation: print it as the model speaks, keep it short enough, and score each token.
 """
 
 import codecs
@@ -59,6 +59,18 @@ def stream(model, tokenizer, input_ids, **sampling):
         why = " (cut off: raise --length)"
     print(readable(decoder.decode(b"", final=True)) + why)
     return tokenizer.decode(said)
+
+
+def fit(history, tokenizer, room):
+    """Drop the oldest turns of a conversation until the rest takes at most `room` tokens.
+
+    The last message stays, however long it is. Returns (history, input_ids).
+    """
+    input_ids, _ = encode_chat(history, tokenizer)
+    while len(input_ids) > room and len(history) > 2:
+        history = history[2:]
+        input_ids, _ = encode_chat(history, tokenizer)
+    return history, input_ids
 
 
 @torch.inference_mode()

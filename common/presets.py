@@ -10,11 +10,11 @@ from common.files import find_files
 PRESETS = {
     "world": {},  # the defaults of PretrainConfig
     "tiny": {
-        **dict(n_layer=3, n_embd=96, block_size=128, vocab_size=512, dropout=0.1),
+        **dict(n_layer=3, n_embd=96, vocab_size=512, dropout=0.1),
         **dict(max_steps=300, embed_lr=0.01, weight_decay=0.1, eval_every=50),
     },
     "small": {
-        **dict(n_layer=3, n_embd=128, block_size=128, vocab_size=1024),
+        **dict(n_layer=3, vocab_size=1024),
         **dict(max_steps=560, embed_lr=0.01, weight_decay=0.1, cooldown=0.8, eval_every=70),
     },
     "medium": {

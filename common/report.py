@@ -111,27 +111,15 @@ def score_table(scores):
         ("answers it in the chat template", "chat", "answered"),
         ("  in wordings it never trained on", None, "unseen"),
         ("  about the half it trained on", None, "train"),
-        ("  in the style asked for", None, "style_unseen"),
-        ("explains as asked", None, "concept_unseen"),
-        ("small talk in unseen wordings", None, "smalltalk_unseen"),
-        ("refuses what it can't know", None, "unknown_unseen"),
-        ("refuses what it should know", None, "refuses_known"),
+        ("  small talk (trained on)", None, "smalltalk"),
         ("stops by itself", None, "stops"),
         ("continues with options or questions", "goes_on", None),
-        ("  with four different options", "different", None),
-        ("  all of the kind asked for", "of_kind", None),
-        ("  the right one among them", "has_right", None),
-        ("  and an answer that is one of them", "consistent", None),
         ('knows ("The capital of Kenya is")', "knows", None),
     ):
         keys = {"base": base_key, "tuned": tuned_key, "random": tuned_key}
         rows.append([label, *(percent(scores[name].get(keys[name])) for name in names)])
     bits = [scores[name].get("val_bpb") for name in names]
     rows.append(["bits per byte of plain text", *("-" if b is None else f"{b:.3f}" for b in bits)])
-    for kind in scores.get("tuned", {}).get("strangers", {}):
-        label = {"in all": "what strangers typed", "refuses": "  refuses what it should know"}
-        cells = [percent(scores[name].get("strangers", {}).get(kind)) for name in names]
-        rows.append([label.get(kind, f"  {kind}"), *cells])
     heading = f"{scores['questions']} held-out {scores['side']} questions: "
     return heading + "fine-tuning never mentioned what they ask about", rows
 

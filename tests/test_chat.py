@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import compare
-from common.completion import first_paragraph, fit, respond
-from common.conversation import stream
+from common.completion import first_paragraph, respond
+from common.conversation import fit, stream
 from common.pair import load_pair
 from data import Tokenizer, encode_chat
 from model import GPT, GPTConfig
@@ -26,14 +26,13 @@ def talk(pair, monkeypatch, capsys):
 
     def talk(*lines):
         monkeypatch.setattr("sys.stdin", io.StringIO("".join(line + "\n" for line in lines)))
-        compare.talk(*pair, [], **GREEDY)
+        compare.talk(*pair, **GREEDY)
         return [part.strip() for part in capsys.readouterr().out.split("\n> ")]
 
     return talk
 
 
 QUESTION = "What is the capital of Kenya?"
-PIRATE = "Talk like a pirate."
 
 
 def respond_to(checkpoint, prompt, **options):
@@ -79,16 +78,12 @@ def test_what_was_said_before_is_seen(pair, monkeypatch, capsys):
 
     monkeypatch.setattr(compare, "stream", answer)
     monkeypatch.setattr("sys.stdin", io.StringIO("Who?\nWhy?\n/reset\nHow?\n"))
-    compare.talk(*pair, [], **GREEDY)
+    compare.talk(*pair, **GREEDY)
     assert seen == [
         "<|user|>Who?<|end|><|assistant|>",
         "<|user|>Who?<|end|><|assistant|>It is so.<|end|><|user|>Why?<|end|><|assistant|>",
         "<|user|>How?<|end|><|assistant|>",
     ]
-
-
-def told(tokenizer, messages):
-    return messages, encode_chat(messages, tokenizer)[0]
 
 
 def test_the_oldest_turns_go_first(pair):
@@ -100,19 +95,13 @@ def test_the_oldest_turns_go_first(pair):
     assert fit(whole, tokenizer, len(input_ids)) == (whole, input_ids)
     assert fit(whole, tokenizer, len(input_ids) - 1)[0] == whole[2:]
     assert fit(whole, tokenizer, 1)[0] == whole[4:]  # what was just said stays
-    system = [{"role": "system", "content": PIRATE}]
-    assert fit(system + whole, tokenizer, 10**6)[0] == system + whole
-    assert fit(system + whole, tokenizer, len(input_ids)) == told(tokenizer, system + whole[2:])
-    assert fit(system + whole, tokenizer, 1) == told(tokenizer, system + whole[4:])
 
 
-def test_a_long_conversation_continues_and_a_long_message_is_refused(pair, talk):
-    n = 12  # they fill the block
-    shown = talk(*[QUESTION] * n, "very " * 100 + "long?", QUESTION)
+def test_a_long_conversation_continues_and_a_long_message_is_refused(talk):
+    shown = talk(*[QUESTION] * 6, "very " * 100 + "long?", QUESTION)
     assert sum("forgets the oldest turns" in part for part in shown) == 1  # once per chat
-    room = pair[1].model.config.block_size - GREEDY["max_new_tokens"]
-    assert f"tokens, but only {room} fit" in shown[n + 1] and "fit" not in shown[n + 2]
-    assert shown[n + 2].endswith(".")
+    assert "tokens, but only 48 fit" in shown[7] and "fit" not in shown[8]
+    assert shown[8].endswith(".")
 
 
 def test_an_answer_gets_a_quarter_of_the_block(pair, monkeypatch, capsys):
@@ -126,60 +115,11 @@ def test_an_answer_gets_a_quarter_of_the_block(pair, monkeypatch, capsys):
 
     monkeypatch.setattr(compare, "stream", answer)
     monkeypatch.setattr("sys.stdin", io.StringIO("Why?\n" * 30))
-    compare.talk(*pair, [], **{**GREEDY, "max_new_tokens": 64})
+    compare.talk(*pair, **{**GREEDY, "max_new_tokens": 64})
     turn = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
     turn_length = len(encode_chat(turn, tokenizer)[0])
     assert block_size * 3 // 4 - turn_length < max(lengths) <= block_size * 3 // 4
     assert capsys.readouterr().out.count("forgets") == 1  # once per chat
-
-
-@pytest.fixture
-def talk_in_style(small_world, monkeypatch, capsys):
-    """A function that types lines after --system TEXT. The model always answers "So."
-
-    It returns what the model reads each time, and what the screen shows.
-    """
-
-    def talk_in_style(system, *lines):
-        read = []
-
-        def answer(model, tokenizer, input_ids, **sampling):
-            read.append(tokenizer.decode(input_ids))
-            return "So."
-
-        monkeypatch.setattr(compare, "stream", answer)
-        monkeypatch.setattr("sys.stdin", io.StringIO("".join(line + "\n" for line in lines)))
-        out = ["--out", str(small_world), "--device", "cpu"]
-        compare.main([*out, "--chat", "--system", system])
-        return read, capsys.readouterr().out
-
-    return talk_in_style
-
-
-def test_a_system_message_opens_the_chat_and_survives_a_reset(talk_in_style):
-    read, _ = talk_in_style(PIRATE, "Who?", "Why?", "/reset", "How?")
-    assert read == [
-        f"<|user|>{PIRATE}\n\nWho?<|end|><|assistant|>",
-        f"<|user|>{PIRATE}\n\nWho?<|end|><|assistant|>So.<|end|><|user|>Why?<|end|><|assistant|>",
-        f"<|user|>{PIRATE}\n\nHow?<|end|><|assistant|>",
-    ]
-
-
-def test_a_blank_system_message_is_none(talk_in_style):
-    for blank in ("", " \n "):
-        assert talk_in_style(blank, "Who?")[0] == ["<|user|>Who?<|end|><|assistant|>"]
-
-
-def test_a_long_chat_never_drops_the_system_message(talk_in_style):
-    read, shown = talk_in_style(PIRATE, *(f"Why {i}?" for i in range(40)))
-    assert all(text.startswith(f"<|user|>{PIRATE}\n\nWhy ") for text in read)
-    assert "Why 0?" not in read[-1] and "Why 39?" in read[-1] and len(read) == 40
-    assert shown.count("forgets the oldest turns") == 1
-
-
-def test_a_system_message_that_leaves_no_room(talk_in_style):
-    read, shown = talk_in_style("very " * 200, "Who?", "Why?")
-    assert not read and shown.count("Shorten it") == 2
 
 
 @pytest.mark.parametrize("error", [EOFError, KeyboardInterrupt])
@@ -188,7 +128,7 @@ def test_ctrl_d_and_ctrl_c_leave_quietly(error, pair, monkeypatch, capsys):
         raise error
 
     monkeypatch.setattr("builtins.input", read)
-    compare.talk(*pair, [], **GREEDY)
+    compare.talk(*pair, **GREEDY)
     assert capsys.readouterr().err == ""
 
 
@@ -259,29 +199,6 @@ def test_ask_uses_the_options(small_world, capsys):
     torch.manual_seed(0)
     assert ask("--temperature", "5") != ask()
     assert ask("--temperature", "5", "--top_k", "1") == ask()
-
-
-def test_ask_in_a_style(small_world, monkeypatch, capsys):
-    """The tuned model gets a system message. For the base model, it's the first line."""
-    read, generate = [], GPT.generate
-
-    def look(self, prompts, *args, **kwargs):
-        read.extend(prompts)
-        return generate(self, prompts, *args, **kwargs)
-
-    monkeypatch.setattr(GPT, "generate", look)
-    _, tokenizer = compare.load(small_world / "sft.pt")
-    asked = [{"role": "system", "content": PIRATE}, {"role": "user", "content": QUESTION}]
-    for system, document, messages in (
-        (PIRATE, f"{PIRATE}\n\n{QUESTION}", asked),
-        (" ", QUESTION, asked[1:]),
-    ):
-        read.clear()
-        out = ["--out", str(small_world), "--device", "cpu"]
-        compare.main([*out, "--ask", QUESTION, "--system", system])
-        base_ids = [tokenizer.endoftext, *tokenizer.encode(document)]
-        assert read == [base_ids, encode_chat(messages, tokenizer)[0]]
-    capsys.readouterr()
 
 
 def test_without_an_input_there_is_no_conversation(small_world, monkeypatch, capsys):

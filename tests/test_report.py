@@ -205,7 +205,6 @@ def test_the_page_of_a_run(small_world, monkeypatch):
 
     # The example shown first is also the one we look at token by token.
     monkeypatch.setattr(compare, "EXAMPLES", [items[-1]["prompt"]])
-    monkeypatch.setattr(compare, "score_all", lambda *arguments: {})  # it would take long
     conversation = compare.compare(*load_pair(small_world))["conversation"]
     assert items[-1]["prompt"] in "".join(token["text"] for token in conversation["tokens"])
     assert "A held-out question" in conversation["source"]
