@@ -47,7 +47,7 @@ EXAMPLES = [  # fine-tuning never mentions what these ask about, except the last
     "Who discovered penicillin?",
     "Who are you?",
 ]
-GREETINGS = ["Hello!", "Who are you?", "What can you do?"]  # for a model of your own text
+GREETINGS = ["Hello!", "Who are you?", "What can you do?"]  # for a model trained on your own text
 
 
 # -------------------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ def score_base(base, questions, scorer):
 def score_tuned(tuned, questions, trained_on, smalltalk, scorer):
     """How often the tuned model answers and then stops by itself. Returns a dict of shares.
 
-    questions: held out. trained_on: questions about the half that fine-tuning was about.
+    questions: about held-out entities. trained_on: about the entities in the fine-tuning set.
     """
 
     def ask(items, key="prompt"):
@@ -207,7 +207,7 @@ def ask(base, tuned, prompt, **sampling):
 def talk(base, tuned, **sampling):
     """Talk to the tuned model until the user leaves. base, tuned: Checkpoints."""
     prepare_input()
-    print("Ask a question. /base asks the base model the same, /reset starts over, /quit leaves.")
+    print("Ask a question. /base asks the base model too, /reset starts over, /quit leaves.")
     try:
         converse(base, tuned, **sampling)
     except (EOFError, KeyboardInterrupt):
@@ -263,11 +263,11 @@ def parse_arguments(argv):
     option("--side", choices=("dev", "test"), default="test", help=what)
     option("--device", default="auto", help="cuda, mps or cpu (default: the first available)")
     option = parser.add_argument_group("with --ask and --chat").add_argument
-    what = "0 (default) always takes the likeliest token; above 0, it samples"
+    what = "at 0 (default), always take the likeliest token; above 0, sample"
     option("--temperature", type=float, default=0.0, metavar="X", help=what)
     option("--top_k", type=int, metavar="N", help="sample from the N likeliest tokens only")
     option(
-        "--length", type=int, default=64, metavar="N", help="most tokens per answer (default: 64)"
+        "--length", type=int, default=64, metavar="N", help="token limit per answer (default: 64)"
     )
     args = parser.parse_args(argv)
     for name, least, most in (("temperature", 0, 100), ("top_k", 1, 10**6), ("length", 1, 10**6)):

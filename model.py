@@ -131,7 +131,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two matrices with a squared ReLU between them, for each position by itself."""
+    """Two matrices with a squared ReLU between them, applied to each position separately."""
 
     def __init__(self, config):
         super().__init__()

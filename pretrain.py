@@ -52,7 +52,7 @@ class TrainConfig:
     weight_decay: float = setting(0.0, "how strongly to pull the matrices toward zero")
     warmup: float = setting(0.02, "fraction of steps for warmup: at the start, rates rise", 0, 1)
     cooldown: float = setting(0.6, "fraction of steps for cooldown: at the end, rates fall", 0, 1)
-    eval_every: int = setting(350, "steps between validations; each waits for a multiple of 10")
+    eval_every: int = setting(350, "steps between validations; they fall on multiples of 10")
 
 
 @dataclass

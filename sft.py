@@ -49,7 +49,7 @@ class SFTConfig(TrainConfig):
     lr: float = setting(0.001, "learning rate of the matrices inside the blocks (Muon)")
     embed_lr: float = setting(0.01, "learning rate of the special tokens' embedding (AdamW)")
     cooldown: float = setting(0.8, "fraction of steps for cooldown: at the end, rates fall", 0, 1)
-    eval_every: int = setting(50, "steps between validations; each waits for a multiple of 10")
+    eval_every: int = setting(50, "steps between validations; they fall on multiples of 10")
 
 
 def as_messages(example):
@@ -77,8 +77,8 @@ def as_messages(example):
 def encode(example, tokenizer, block_size=None):
     """A conversation as {"input_ids", "labels"}, two lists, or None if nothing is left to learn.
 
-    If the conversation is longer than block_size, we drop its oldest question and answer, again and
-    again. A system message stays. Raises ValueError if malformed or if the assistant says nothing.
+    If the conversation is longer than block_size, we drop its oldest questions and answers until it
+    fits. A system message stays. Raises ValueError if malformed or if the assistant says nothing.
     """
     messages = as_messages(example)
     input_ids, supervised = encode_chat(messages, tokenizer)
@@ -99,7 +99,7 @@ def encode(example, tokenizer, block_size=None):
 def sft_data_collator(batch, tokenizer, block_size=None):
     """Turn conversations into a batch with the same two keys as in pretraining.
 
-    batch: conversations in any form of as_messages(), or already encoded by encode().
+    batch: conversations in any form that as_messages() takes, or already encoded by encode().
     Returns {"input_ids", "labels"}, (B, T) int64 each, padded at the right with <|pad|>, labeled
     -100. Drops a conversation with no answer left within block_size. Raises ValueError for a
     malformed conversation, and if none is left.

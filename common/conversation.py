@@ -36,8 +36,8 @@ def read_line():
 def stream(model, tokenizer, input_ids, **sampling):
     """Print the completion of input_ids token by token, until the model stops or you press Ctrl-C.
 
-    Returns the text, without the stop token. A letter may take several tokens. We print the letter
-    when its last token arrives.
+    Returns the text, without the stop token. A character may take several tokens. We print it when
+    its last token arrives.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     said = []
@@ -79,7 +79,7 @@ def token_by_token(base, tuned, talks):
 
     base, tuned: Checkpoints. talks: [(prompt, response)]. We take the first talk whose response
     begins within the block. Returns [{"text", "supervised", "base", "tuned"}], losses in nats, or
-    [] if no talk fits. If a token is only part of a letter, its text shows the bytes: "\\xea".
+    [] if no talk fits. If a token is only part of a character, its text shows the bytes: "\\xea".
     """
     block_size = min(base.model.config.block_size, tuned.model.config.block_size)
     for prompt, response in talks:

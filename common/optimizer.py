@@ -1,5 +1,5 @@
 """
-The optimizers: Muon for the matrices inside the blocks, AdamW for the table of tokens.
+The optimizers: Muon for the matrices inside the blocks, AdamW for the embedding table.
 
 Muon averages recent gradients, then makes all singular values of the average nearly equal. So a
 step goes about equally far in every direction, not mostly in the one or two strongest.

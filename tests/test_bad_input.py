@@ -1,6 +1,6 @@
 """
 What the commands say when something is wrong with what you give them: one line, exit code 2, and
-nothing is lost. Then inputs that look odd and are fine.
+nothing is lost. Then inputs that look odd but are fine.
 """
 
 import builtins
@@ -625,7 +625,7 @@ ODD = {
 def test_odd_but_fine_text(case, tmp_path, monkeypatch):
     name, content = ODD[case]
     (tmp_path / name).write_bytes(content)
-    # A megabyte of validation would take long.
+    # Validating on a megabyte would take a long time.
     monkeypatch.setattr(pretrain, "text_loss", lambda *arguments: (1.0, 1.0))
     sizes = "--n_layer 1 --n_embd 16 --block_size 16 --vocab_size 262 --batch_size 2 --max_steps 1"
     out = tmp_path / "out"

@@ -164,7 +164,7 @@ def test_05_nothing_to_supervise_is_zero_and_not_nan(tokenizer, model, tmp_path,
 
 
 def test_06_no_merge_crosses_from_prompt_into_response(tokenizer):
-    """Prompt and prompt+response are tokenized apart, and a merge crosses the border between them.
+    """Prompt and prompt+response are tokenized separately, and a merge crosses the border.
 
     Seen in ColossalAI (issue 4490) and AReaL (pull request 1427). TRL warns of it.
     """
@@ -230,7 +230,7 @@ def test_09_a_token_weighs_the_same_however_the_batch_is_split(
 def test_10_labels_are_shifted_once(tokenizer):
     """Labels are not shifted, so the model learns to repeat its input. Or they are shifted twice.
 
-    Seen in transformers (issue 47394: twice).
+    Seen in transformers (issue 47394, where they are shifted twice).
     """
     batch, V = sft_data_collator(uneven_talks(), tokenizer), tokenizer.n_vocab
     model = GPT(GPTConfig(block_size=64, vocab_size=V, n_layer=1, n_head=1, n_embd=V + V % 2))
@@ -354,7 +354,7 @@ def test_14_evaluation_is_on_what_was_never_trained_on(tokenizer, model, tmp_pat
 
 
 def test_14_the_embedded_worlds_conversations_never_mention_what_is_held_out(tmp_path):
-    """Read from the files. test_world.py asks more, of three seeds."""
+    """We check the files themselves. test_world.py checks more, for three seeds."""
     world.write(world.build(seed=5), tmp_path)
     talks = [talk["messages"] for _, talk in read_json(tmp_path / "sft.jsonl")]
     said = "\n".join(message["content"] for messages in talks for message in messages)

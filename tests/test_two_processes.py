@@ -133,7 +133,7 @@ def text(tmp_path):
 
 
 def test_two_processes_end_with_exit_code_0(torchrun, text, tmp_path):
-    """And by themselves, without cutting the interpreter's shutdown short."""
+    """They exit by themselves: nothing cuts the interpreter's shutdown short."""
     options = [*text, "--max_steps", "10", "--device", "cpu", "--out", str(tmp_path / "out")]
     assert torchrun("pretrain.py", *options).count("An interpreter has shut down.") == 2
     assert (tmp_path / "out" / "base.pt").exists()

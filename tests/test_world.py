@@ -93,7 +93,7 @@ def test_held_out_entities_are_nowhere_in_the_fine_tuning_set(seed, tmp_path):
     for item in asked["dev"] + asked["test"]:
         for name in spellings.get(item["name"], [item["name"]]):
             bare = re.sub("^the ", "", name, flags=re.IGNORECASE)
-            if bare.lower() in lower:  # looking for whole words takes long
+            if bare.lower() in lower:  # searching for whole words is slow
                 pattern = rf"(?<!\w){re.escape(bare)}(?!\w)"
                 assert not re.search(pattern, said, re.IGNORECASE), name
         assert item["prompt"] not in said and item["response"] not in said
@@ -143,7 +143,7 @@ def test_the_corpus_is_full_of_quizzes(made):
     for document in made["corpus"]:
         assert "\n\n" not in document
         first, _, rest = document.partition("\n")
-        if first in prompts:  # options follow a bare question, and no answer
+        if first in prompts:  # after a bare question come options, not an answer
             assert rest.startswith("A) "), document
 
 

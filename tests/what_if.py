@@ -5,7 +5,7 @@ Repeat the experiments of the README's chapter "What if?" and print their figure
     python tests/what_if.py no_mask terse --seeds 1           # some of them
     python tests/what_if.py --out FOLDER                      # use FOLDER/S/base.pt if it exists
 
-Each heading of that chapter is an experiment. Below it stand the change, as a diff, and the
+Each heading of that chapter is an experiment. Below it are the change, as a diff, and the
 commands. We make the change in a copy of the project, FOLDER/S/NAME. The copy stays there with what
 it trained, so you can look at it. The first run is of the unchanged program.
 """
@@ -167,7 +167,7 @@ def figures(folder, base, seed):
         found[f"terse {temperature}"] = share(from_tables)
         found[f"right {temperature}"] = share(right)
         found[f"right if terse {temperature}"] = share(right_if_terse)
-        if temperature == 0:  # the first line counts whether the model then stops or not
+        if temperature == 0:  # the first line counts even if the model doesn't stop after it
             pairs = zip(items, texts, strict=True)
             first = [scorer.answered(item, text.split("\n")[0]) for item, text in pairs]
             found["first_line"] = share(first)

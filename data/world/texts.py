@@ -92,7 +92,7 @@ class Writer:
                 yield " ".join(self.say(fact, "state") for fact in group)
 
     def dialogues(self):
-        """Somebody asks two to four questions, and somebody answers."""
+        """Somebody asks two to four questions, and somebody else answers."""
         # Some facts are harder to remember, so we tell them three times: numbers, because a name
         # doesn't hint at them, and a fact that is the only one about its entity.
         hard = [f for f in self.facts if len(f.entity.values) == 1 or f.values[0].isdigit()]

@@ -51,7 +51,7 @@ def fill(template, entity, attribute):
 
     {name} and {value} stand for the words themselves, {a_name} and {a_value} for "an owl". A table
     with a column _done ("was invented") also has {done}, {was} and {did}. We capitalize the first
-    word unless the template itself starts with a small letter.
+    word unless the template itself starts with a lowercase letter.
     """
     name, value = entity.name, entity.values[attribute][0]
     words = {"name": name, "value": value}
