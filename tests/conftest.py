@@ -58,9 +58,10 @@ def make_world_small(patch):
     patch.setattr(world, "load_wordings", load_few_wordings)
     patch.setattr(strangers, "load_strangers", load_few_strangers)
     patch.setattr(texts, "as_typed", lambda question, *chatter: question)  # nobody mistypes
-    # A small model needs more of what we test: quizzes, styles and names that don't exist.
+    # A small model needs more of what we test: questions, styles and names that don't exist.
+    patch.setattr(texts, "FACT_ASKED", 6)
     patch.setattr(texts, "QUIZ_SHARE", 0.6)
-    patch.setattr(texts, "FACT_ASKED", 4)
+    patch.setattr(texts, "CARDS", 0)
     for module, share in ((texts, 0.25), (talks, 0.4)):
         patch.setattr(module, "UNKNOWN_SHARE", share)
         patch.setattr(module, "STYLED", 0.5)
@@ -75,6 +76,6 @@ def small_world(tmp_path_factory):
     common = ["--out", str(out), "--device", "cpu"]
     with pytest.MonkeyPatch.context() as patch:
         make_world_small(patch)
-        pretrain.main([*common, *SIZES, "--max_steps", "450", "--eval_every", "220"])
+        pretrain.main([*common, *SIZES, "--max_steps", "500", "--eval_every", "250"])
         sft.main([*common, "--max_steps", "150"])
     return out

@@ -102,7 +102,9 @@ def test_the_oldest_turns_go_first(pair):
     assert fit(whole, tokenizer, 1)[0] == whole[4:]  # what was just said stays
     system = [{"role": "system", "content": PIRATE}]
     assert fit(system + whole, tokenizer, 10**6)[0] == system + whole
-    assert fit(system + whole, tokenizer, len(input_ids)) == told(tokenizer, system + whole[2:])
+    shorter = told(tokenizer, system + whole[2:])
+    assert fit(system + whole, tokenizer, len(shorter[1])) == shorter
+    assert fit(system + whole, tokenizer, len(shorter[1]) - 1)[0] == system + whole[4:]
     assert fit(system + whole, tokenizer, 1) == told(tokenizer, system + whole[4:])
 
 
