@@ -210,7 +210,7 @@ def askable(written, table):
     """What may stand in the place of {name}, {value} and so on in a wording of a table."""
     parts, form = {"two", "three", "four"}, invented.FORMS.get(table)
     for names in written.names.values():
-        parts |= set.union(*(names[f] for f in names if f == form or not form))
+        parts |= set().union(*(names[f] for f in names if f == form or not form))
     for entity in written.tables.entities:
         if entity.table == table or not form:
             parts |= {*entity.names, *entity.values, *sum(entity.values.values(), [])}
@@ -322,12 +322,13 @@ def test_tables_and_rows_of_ones_own(tmp_path, monkeypatch):
             (item,) = (item for item in facts if value in item["accept"])
             assert bare(name) in item["prompt"] and item["prompt"].endswith("?"), item
             assert bare(name) in item["unseen"] and item["unseen"] != item["prompt"], item
-            assert item["response"] == f"The {item['attribute']} of {name} is {value}.", item
+            assert name in item["response"] and value in item["response"], item
+            general = f"The {item['attribute']} of {name} is {value}."
+            assert name not in bikes or item["response"] == general, item
             told = [line for line in lines if bare(name) in line and value in line]
             assert told, item
-            dialogues += bool(
-                re.search(rf"{bare(name)}.*\n.*{re.escape(item['response'])}", corpus)
-            )
+            answer = rf"{bare(name)}.*\n(?:.{{,20}}\n)?.*{re.escape(item['response'])}"
+            dialogues += bool(re.search(answer, corpus))  # the speaker may have a line of her own
             assert (value.lower() in said.lower()) == (side == "train"), item
     assert dialogues > 20  # the other questions are from other sides, or have typos
     for side in SIDES:
