@@ -1,7 +1,7 @@
 """
 Look at what you trained: the base model beside the tuned one.
 
-    python compare.py           # held-out scores, some prompts with both completions, and a page
+    python compare.py           # held-out scores, prompts with both completions, and an HTML page
     python compare.py --ask "What is the capital of Kenya?"      # ask both models once
     python compare.py --chat    # talk to the tuned model
 

@@ -12,7 +12,7 @@ Ideas: the transformer (arXiv 1706.03762), GPT-2's normalization before each lay
 2019), rotary positions (arXiv 2104.09864), normalized queries and keys (arXiv 2010.04245), squared
 ReLU (arXiv 2109.08668). In shapes: B rows in a batch, T positions, S positions that attention sees,
 C = n_embd, H heads of D = C / H numbers each, V = vocab_size, N targets (labels that aren't -100).
-Training uses neither padding nor caches: skip both on a first reading.
+Only generation passes `padding` and `caches`: skip both on a first reading.
 """
 
 import contextlib
@@ -187,10 +187,10 @@ class GPT(nn.Module):
                 nn.init.normal_(p, std=EMBED_STD if name == "embed.weight" else config.n_embd**-0.5)
 
     def hidden(self, input_ids, padding=None, caches=None):
-        """The residual stream after the last block. input_ids: (B, T) int64. Returns (B, T, C).
+        """The residual stream after the last block, normalized. Returns (B, T, C).
 
-        Only generation passes padding and caches. padding: (B,) int64, the number of pads at the
-        left of each row. caches: one Cache per layer, holding everything before input_ids.
+        input_ids: (B, T) int64. padding: (B,) int64, the number of pads at the left of each row.
+        caches: one Cache per layer, with everything before input_ids. Only generation passes both.
         """
         past = caches[0].length if caches else 0
         S = past + input_ids.size(1)

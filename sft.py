@@ -47,7 +47,7 @@ class SFTConfig(TrainConfig):
     max_steps: int = setting(150, "optimizer steps")
     # Low rates: higher ones make the model memorize the conversations and forget the rest.
     lr: float = setting(0.001, "learning rate of the matrices inside the blocks (Muon)")
-    embed_lr: float = setting(0.01, "learning rate of the special tokens' embedding (AdamW)")
+    embed_lr: float = setting(0.01, "learning rate of the embedding rows that we train (AdamW)")
     cooldown: float = setting(0.8, "fraction of steps for cooldown: at the end, rates fall", 0, 1)
     eval_every: int = setting(50, "steps between validations; they fall on multiples of 10")
 
@@ -233,7 +233,7 @@ def main(argv=None):
     loss = f"; held-out loss {last['val_loss']:.3f} nats per token" if held_out else ""
     say(f"\nSaved as {run.path} ({clock(run.elapsed())}{loss}).")
     if config.random_weights:
-        return say(f"Next: python compare.py --out {out} shows all three models.")
+        return say(f"Next: python compare.py --out {out}  (the control gets a column of its own)")
     if last["loss"] > 0.5:  # then the model hardly answers, not even what it was trained on
         todo = f"Try --lr {5 * config.lr:g}" if times > 5 else "Pretrain longer, or try more steps"
         say(f"The training loss is still {last['loss']:.2f} nats per token. {todo}.")

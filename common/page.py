@@ -98,7 +98,7 @@ def page(paths, logs, talk, examples, table):
 
 
 def score_rows(heading, rows):
-    """The scores as a table. rows: all str, the first row its head."""
+    """The scores as a table. rows: lists of str; the first one is the header."""
     html = ""
     for i, row in enumerate(rows):
         tag = "td" if i else "th"
@@ -158,7 +158,7 @@ def distance_between_marks(last):
 def curve(title, path, rows):
     """The losses of one stage, as a figure.
 
-    path, rows: the log's. A row holds step, loss and perhaps val_loss, in nats per token.
+    path, rows: of the stage's log. A row holds step, loss and perhaps val_loss, in nats per token.
     """
     training, validation = points(rows, "loss"), points(rows, "val_loss")
     if not training:
@@ -213,7 +213,7 @@ LEGEND = (
 
 
 def box(text, supervised, *losses):
-    """One token as a box above its losses, in nats, or None where there is no loss."""
+    """A token as a box, with losses below its text. losses: in nats, or None if there is none."""
     signs = {"\n": "↵", "\t": "⇥"}
     shown = ""
     for c in text:

@@ -120,7 +120,7 @@ for name, content in {
     "in a deeper array": DEEPER,
     "with a deep entry": f"[{PAIR}, {DEEP}]",
     "with a deeper entry": f"[{PAIR}, {DEEPER}]",
-}.items():  # Python may or may not have read it all before we object
+}.items():  # either Python's parser gives up, or our own check objects
     case(name, "sft --data {tmp}/deep.json", " levels deep); ", {"deep.json": content})
 case("conversations in a folder", "sft --data {tmp}/folder", "folder: cannot be read (Is a direct")
 case("conversations unreadable", "sft --data {tmp}/unreadable.txt", "cannot be read (Permission de")
@@ -611,7 +611,7 @@ ODD = {
     "a line of ten megabytes": ("my text.txt", TEXT.encode() * (10_000_000 // len(TEXT))),
     "a word of a megabyte": ("my text.txt", b"a" * 1_000_000 + TEXT.encode()),
     "null characters": ("my text.txt", TEXT.replace(" ", "\0").encode()),
-    "control tokens": (
+    "special tokens": (
         "my text.txt",
         TEXT.replace("parrot", "<|endoftext|><|user|><|end|>").encode(),
     ),
@@ -660,7 +660,10 @@ def test_odd_but_fine_conversations(small_world, tmp_path):
 
 @pytest.mark.parametrize("name", ["train.bin", "val.bin", "train.sha256", "val.sha256"])
 def test_damaged_token_files_are_encoded_again(name, tmp_path):
-    """The file is cut short, or isn't UTF-8. Until then, compare.py just omits one score."""
+    """The file is cut short, or isn't UTF-8.
+
+    Until pretrain.py writes it again, compare.py omits the score that needs it.
+    """
     (tmp_path / "good.txt").write_text(TEXT, encoding="utf-8")
     (tmp_path / "talks.jsonl").write_text(PAIR * 10, encoding="utf-8")
     out = tmp_path / "out"

@@ -81,7 +81,7 @@ def test_01_the_mask_reaches_the_loss(tokenizer, model):
 
     model.hidden = watched
     model(**batch)[1].backward()
-    looked_at = states[0].grad.abs().sum(dim=-1) > 0  # (B, T): where the loss asks for something
+    looked_at = states[0].grad.abs().sum(dim=-1) > 0  # (B, T): the positions that get a gradient
     assert torch.equal(looked_at[:, :-1], batch["labels"][:, 1:] != -100)
     assert not looked_at[:, -1].any()  # nothing follows the last position
 
@@ -247,8 +247,8 @@ def test_10_labels_are_shifted_once(tokenizer):
     assert loss_of_predicting(2) > 10  # the one after the next
 
 
-def test_11_typed_characters_are_no_control_tokens(tokenizer):
-    """Text that a user types turns into a control token.
+def test_11_typed_characters_are_no_special_tokens(tokenizer):
+    """Text that a user types turns into a special token.
 
     Seen wherever a template is rendered to one string and then encoded, as in minimind's dataset.
     """

@@ -49,9 +49,9 @@ def with_article(noun):
 def fill(template, entity, attribute):
     """Put an entity and its value into a template.
 
-    {name} and {value} stand for the words themselves, {a_name} and {a_value} for "an owl". A table
-    with a column _done ("was invented") also has {done}, {was} and {did}. We capitalize the first
-    word unless the template itself starts with a lowercase letter.
+    {name} and {value} stand for the words themselves, {a_name} and {a_value} for "an owl". If a
+    table has a column _done, {done} is its cell ("was invented"), {was} the first word, and {did}
+    the rest. We capitalize the text's first letter unless the template's is lowercase.
     """
     name, value = entity.name, entity.values[attribute][0]
     words = {"name": name, "value": value}
