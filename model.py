@@ -101,7 +101,7 @@ def attend(q, k, v, mask, dropout):
     if mask is None:
         mask = torch.ones(q.size(2), k.size(2), dtype=torch.bool, device=q.device).tril()
     scores = (q / q.size(-1) ** 0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
-    scores = scores.masked_fill(~mask, float("-inf"))  # softmax turns -inf into 0
+    scores.masked_fill_(~mask, float("-inf"))  # softmax turns -inf into 0
     return F.dropout(scores.softmax(dim=-1), dropout) @ v
 
 
@@ -122,8 +122,8 @@ class Attention(nn.Module):
         # Separate because Muon orthogonalizes each one; concatenated because one matmul is faster.
         weight = torch.cat((self.query.weight, self.key.weight, self.value.weight))  # (3C, C)
         qkv = F.linear(x, weight).view(B, T, 3 * self.n_head, C // self.n_head).transpose(1, 2)
-        q, k, v = qkv.chunk(3, dim=1)  # (B, H, T, D): looks for, offers, passes on
-        q, k = rotate(norm(q), *rotary), rotate(norm(k), *rotary)  # normalized: scores stay small
+        qk, v = qkv.split([2 * self.n_head, self.n_head], dim=1)  # v: passes on, (B, H, T, D)
+        q, k = rotate(norm(qk), *rotary).chunk(2, dim=1)  # looks for, offers; scores stay small
         if cache is not None:
             k, v = cache.append(k, v)  # (B, H, S, D): all earlier positions, then these
         y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
