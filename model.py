@@ -101,7 +101,7 @@ def attend(q, k, v, mask, dropout):
     if mask is None:
         mask = torch.ones(q.size(2), k.size(2), dtype=torch.bool, device=q.device).tril()
     scores = (q / q.size(-1) ** 0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
-    scores = scores.masked_fill(~mask, float("-inf"))  # softmax turns -inf into 0
+    scores.masked_fill_(~mask, float("-inf"))  # softmax turns -inf into 0
     return F.dropout(scores.softmax(dim=-1), dropout) @ v
 
 
@@ -116,14 +116,15 @@ class Attention(nn.Module):
         self.value = nn.Linear(config.n_embd, config.n_embd, bias=False)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
 
-    def forward(self, x, rotary, mask, cache=None):
-        """x: (B, T, C); rotary: (cos, sin) for rotate(); mask: see attend(). Returns (B, T, C)."""
+    def forward(self, x, extra, rotary, mask, cache=None):
+        """x, extra: (B, T, C); rotary: (cos, sin) for rotate(); mask: see attend(). Returns x's."""
         B, T, C = x.shape
         # Separate because Muon orthogonalizes each one; concatenated because one matmul is faster.
         weight = torch.cat((self.query.weight, self.key.weight, self.value.weight))  # (3C, C)
         qkv = F.linear(x, weight).view(B, T, 3 * self.n_head, C // self.n_head).transpose(1, 2)
-        q, k, v = qkv.chunk(3, dim=1)  # (B, H, T, D): looks for, offers, passes on
-        q, k = rotate(norm(q), *rotary), rotate(norm(k), *rotary)  # normalized: scores stay small
+        qk, v = qkv.split([2 * self.n_head, self.n_head], dim=1)  # v: passes on, (B, H, T, D)
+        v = v + extra.view(B, T, self.n_head, -1).transpose(1, 2)
+        q, k = rotate(norm(qk), *rotary).chunk(2, dim=1)  # looks for, offers; scores stay small
         if cache is not None:
             k, v = cache.append(k, v)  # (B, H, S, D): all earlier positions, then these
         y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
@@ -151,8 +152,8 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, rotary, mask, cache=None):
-        x = x + self.dropout(self.attention(norm(x), rotary, mask, cache))
+    def forward(self, x, extra, rotary, mask, cache=None):
+        x = x + self.dropout(self.attention(norm(x), extra, rotary, mask, cache))
         x = x + self.dropout(self.mlp(norm(x)))
         return x
 
@@ -169,6 +170,14 @@ class GPT(nn.Module):
             raise ValueError(f"dropout must be at least 0 and below 1, not {config.dropout}")
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.n_embd)
+        # For each layer, one more table: what a token passes on, whatever its context. Many more
+        # parameters for almost no time (value embeddings, arXiv 2410.17897).
+        tables = [nn.Embedding(config.vocab_size, config.n_embd) for _ in range(config.n_layer)]
+        self.values = nn.ModuleList(tables)
+        self.pair_values = nn.ModuleList(
+            nn.Embedding(16384, config.n_embd) for _ in range(config.n_layer)
+        )
+        self.register_buffer("alias", torch.arange(config.vocab_size))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.head.weight = self.embed.weight  # one table to read and write tokens, as in GPT-2
@@ -181,7 +190,9 @@ class GPT(nn.Module):
         self.register_buffer("sin", angles.sin(), persistent=False)
         # Each block starts as the identity: its last matrices are zero.
         for name, p in self.named_parameters():
-            if name.endswith(("proj.weight", "down.weight")):
+            if name.startswith(("values", "pair_values")) or name.endswith(
+                ("proj.weight", "down.weight")
+            ):
                 nn.init.zeros_(p)
             else:
                 nn.init.normal_(p, std=EMBED_STD if name == "embed.weight" else config.n_embd**-0.5)
@@ -204,8 +215,16 @@ class GPT(nn.Module):
             mask = ((s <= t) & text | (s == t))[:, None]  # (B, 1, T, S); a pad sees itself: no NaN
 
         x = self.dropout(norm(self.embed(input_ids)))  # (B, T, C)
+        ids = self.alias[input_ids]
+        prev = F.pad(ids, (1, 0))[:, :-1]
+        if caches:
+            if past:
+                prev = caches[0].last
+            caches[0].last = ids[:, -1:]
+        pairs = (ids * 36313 + prev * 27191) % 16384
         for i, block in enumerate(self.blocks):
-            x = block(x, rotary, mask, caches[i] if caches else None)
+            extra = self.values[i](input_ids) + self.pair_values[i](pairs)
+            x = block(x, extra, rotary, mask, caches[i] if caches else None)
         return norm(x)
 
     def forward(self, input_ids, labels=None):
@@ -287,6 +306,8 @@ class Cache:
     def keep(self, rows):
         """Drop all rows of the batch except these, a list of int."""
         self.k, self.v = self.k[rows], self.v[rows]
+        if hasattr(self, "last"):
+            self.last = self.last[rows]
 
 
 def pad_left(rows, device):

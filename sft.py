@@ -169,13 +169,17 @@ def prepare_special_tokens(model, tokenizer):
     line break separates speakers in a text, so the tokens learn quickly from there. The other rows
     stay fixed: if we moved the words of these conversations, they would drift away from all others.
     """
-    rows = model.embed.weight
-    with torch.no_grad():
-        line_break = rows[tokenizer.encode("\n")[0]].clone()
-        rows[[tokenizer.user, tokenizer.assistant, tokenizer.end]] = line_break
-    special = torch.zeros(tokenizer.n_vocab, 1, device=rows.device)
+    chat = [tokenizer.user, tokenizer.assistant, tokenizer.end]
+    special = torch.zeros(tokenizer.n_vocab, 1, device=model.embed.weight.device)
     special[tokenizer.endoftext :] = 1.0
-    rows.register_hook(lambda grad: grad * special)
+    with torch.no_grad():
+        model.alias[chat] = tokenizer.encode("\n")[0]
+    for table in model.pair_values:
+        table.weight.register_hook(lambda grad: grad * 0)
+    for table in (model.embed, *model.values):
+        with torch.no_grad():
+            table.weight[chat] = table.weight[tokenizer.encode("\n")[0]].clone()
+        table.weight.register_hook(lambda grad: grad * special)
 
 
 @command

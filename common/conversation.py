@@ -2,7 +2,6 @@
 One conversation: print it as the model speaks, and score each token.
 """
 
-import codecs
 import importlib
 import sys
 from contextlib import suppress
@@ -39,14 +38,15 @@ def stream(model, tokenizer, input_ids, **sampling):
     Returns the text, without the stop token. A letter may take several tokens. We print the letter
     when its last token arrives.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    said = []
+    said, shown = [], ""
 
     def show_token(row, token):
+        nonlocal shown
         said.append(token)
         if token != tokenizer.end:
-            text = decoder.decode(tokenizer.encoding.decode_bytes([token]))
-            print(readable(text), end="", flush=True)
+            text = tokenizer.decode(said).rstrip("\ufffd")
+            print(readable(text[len(shown) :]), end="", flush=True)
+            shown = text
 
     why = ""
     try:
@@ -57,8 +57,9 @@ def stream(model, tokenizer, input_ids, **sampling):
         said.pop()
     elif not why:
         why = " (cut off: raise --length)"
-    print(readable(decoder.decode(b"", final=True)) + why)
-    return tokenizer.decode(said)
+    text = tokenizer.decode(said)
+    print(readable(text[len(shown) :]) + why)
+    return text
 
 
 @torch.inference_mode()

@@ -12,6 +12,7 @@ from itertools import zip_longest
 from common.completion import first_paragraph, respond
 from common.device import say
 from common.messages import readable
+from data.tokenizer import CAPS_LOCK, SHIFT
 from model import IGNORE_INDEX
 
 WIDEST = 100  # columns; longer lines are hard to read
@@ -85,7 +86,9 @@ def show_mask(row, tokenizer):
     say(f"{'token':>16}  {'input_id':>8}  {'label':>6}  supervised")
     for token, label in zip(row["input_ids"], row["labels"], strict=True):
         supervised = "no" if label == IGNORE_INDEX else "yes"
-        say(f"{tokenizer.decode([token])!r:>16}  {token:>8}  {label:>6}  {supervised}")
+        text = tokenizer.encoding.decode([token])
+        text = repr(text.replace(SHIFT, "⇧").replace(CAPS_LOCK, "⇪"))
+        say(f"{text:>16}  {token:>8}  {label:>6}  {supervised}")
 
 
 # -------------------------------------------------------------------------------------------------

@@ -27,7 +27,13 @@ MIN_VOCAB = 256 + len(SPECIAL)
 
 # GPT-2's rule for cutting text into words; no token crosses from one word to the next. A word
 # includes the space before it. The "?" after a word is a piece of its own.
-PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+PATTERN = r"[\x0e\x0f]|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+# "Kenya", "kenya" and "KENYA" are one word to a reader, so they should be one token to the model.
+# We write capital letters as a mark and a small letter, as a typewriter's shift key does.
+SHIFT, CAPS_LOCK = "\x0e", "\x0f"  # a capital letter follows; a word in capitals follows
+CAPITALS = re.compile(r"[\x0e\x0f]| ?[A-Z][A-Z]+(?![A-Za-z])| ?[A-Z]")
+MARKED = re.compile(r"\x0e([\x0e\x0f]| ?[a-z])|\x0f( ?[a-z]+)|[\x0e\x0f]")
 
 LONGEST_RUN = 4096  # characters without white space; tiktoken is slow on longer words
 BORDER = re.compile(r"\s\S|\S\s")
@@ -81,6 +87,17 @@ def learn_merges(texts, n_merges):
     return tokens[256:]
 
 
+def mark_capitals(text):
+    """ " Kenya" becomes SHIFT + " kenya". Loses nothing: a SHIFT in the text becomes two."""
+    return CAPITALS.sub(
+        lambda found: (CAPS_LOCK if len(found[0].strip()) > 1 else SHIFT) + found[0].lower(), text
+    )
+
+
+def unmark_capitals(text):
+    return MARKED.sub(lambda found: (found[1] or found[2] or "").upper(), text)
+
+
 def merge(word, pair, new):
     """Replace every occurrence of the pair in the word, a list of ids, by the id `new`."""
     out, i = [], 0
@@ -97,6 +114,7 @@ class Tokenizer:
     def __init__(self, merges, pattern=PATTERN):
         """merges: tokens as bytes, in order of rank, with all 256 single bytes among them."""
         self.merges, self.pattern = list(merges), pattern
+        self.marks = pattern == PATTERN  # tiktoken's own encodings know nothing of our marks
         ranks = {token: rank for rank, token in enumerate(self.merges)}
         special = {name: len(ranks) + i for i, name in enumerate(SPECIAL)}
         self.encoding = tiktoken.Encoding(
@@ -117,8 +135,8 @@ class Tokenizer:
             )
         sample, room = [], SAMPLE
         for text in texts:
-            sample.append(text[:room])
-            room -= len(sample[-1])
+            sample.append(mark_capitals(text[:room]))
+            room -= min(room, len(text))
             if not room:
                 break
         learned = learn_merges(sample, vocab_size - MIN_VOCAB)
@@ -143,9 +161,9 @@ class Tokenizer:
         encode = self.encoding.encode_to_numpy
         return np.concatenate([encode(p, disallowed_special=()) for p in self.pieces(text)])
 
-    @staticmethod
-    def pieces(text):
+    def pieces(self, text):
         """Cut the text inside very long words, or very long stretches of white space."""
+        text = mark_capitals(text) if self.marks else text
         start = 0
         for end in range(LONGEST_RUN, len(text), LONGEST_RUN):
             if not BORDER.search(text, end - LONGEST_RUN, end):
@@ -155,11 +173,14 @@ class Tokenizer:
 
     def decode(self, ids):
         """Ids to text. Special tokens appear by name; invalid UTF-8 becomes U+FFFD."""
-        return self.encoding.decode(list(ids))
+        text = self.encoding.decode(list(ids))
+        return unmark_capitals(text) if self.marks else text
 
     def count_bytes(self, ids):
         """How many bytes of text the ids, (n,) integers, stand for. Special tokens count 0."""
         lengths = np.array([len(token) for token in self.merges] + [0] * len(SPECIAL))
+        if self.marks:
+            lengths[[ord(SHIFT), ord(CAPS_LOCK)]] = 0
         return int(lengths[np.asarray(ids).astype(np.int64)].sum())
 
     def state(self):

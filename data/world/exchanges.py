@@ -26,17 +26,18 @@ from data.world.wordings import fill, with_article, words_of
 
 # How often we ask for a fact in each way. If one doesn't fit a fact, we ask for it plainly.
 WAYS = {
-    "plain": 22,
-    "back": 30,
+    "plain": 10,
+    "back": 25,
     "some": 12,
-    "yes_no": 12,
-    "either": 6,
-    "compare": 5,
-    "same": 2,
-    "both": 3,
-    "about": 6,
+    "yes_no": 16,
+    "either": 12,
+    "compare": 10,
+    "same": 4,
+    "both": 4,
+    "about": 5,
     "contrast": 2,
 }
+SMALL = 80  # a table with fewer rows than this has its facts asked for more often
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
 ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
 
@@ -87,7 +88,7 @@ class Asker:
             self.by_table.setdefault(entity.table, []).append(entity)
         for fact in self.facts:
             self.by_key.setdefault(fact.key, []).append(fact)
-        for entity in tables.entities:  # who has a value, in the whole world, by the alphabet
+        for entity in entities:  # who has a value, by the alphabet
             for fact in entity.facts:
                 self.holders.setdefault((fact.key, fact.values[0]), []).append(fact)
         for facts in self.holders.values():
@@ -99,6 +100,14 @@ class Asker:
             about: [text for text in texts if side_of(text, "unknown") in sides]
             for about, texts in tables.unknown.items()
         }
+
+    def weighted(self):
+        """All facts; those of small tables several times, so that all questions are met often."""
+        return [
+            fact
+            for facts in self.by_key.values()
+            for fact in facts * max(1, round(SMALL / len(facts)))
+        ]
 
     # Wordings
 
@@ -125,7 +134,7 @@ class Asker:
         return template.format(attribute=fact.attribute)
 
     def same_value(self, fact):
-        """All facts of the whole world with the same value, by the alphabet."""
+        """All facts with the same value, by the alphabet."""
         return self.holders[fact.key, fact.values[0]]
 
     # Facts from all sides
@@ -142,8 +151,7 @@ class Asker:
         return Exchange(question, answer, fact.values[0], fact, "plain")
 
     def back(self, fact):
-        if self.rng.random() < 0.5:  # of many right answers, mostly the first by the alphabet
-            fact = self.same_value(fact)[0]
+        fact = self.same_value(fact)[0]  # of many right answers, the first by the alphabet
         question = self.say(fact, "back" + self.suffix)
         if not question:
             return None
@@ -153,9 +161,8 @@ class Asker:
         holders = self.same_value(fact)
         if len(holders) < 4:
             return None
-        n = self.rng.choice((2, 3, 3, 3, 4))
-        start = 0 if self.rng.random() < 0.5 else self.rng.randrange(len(holders) - n + 1)
-        names = joined([other.name for other in holders[start : start + n]])
+        n = min(len(holders), self.rng.choice((2, 3, 3, 4, 5)))
+        names = joined([other.name for other in holders[:n]])  # always the first ones
         question = self.say(fact, "list" + self.suffix, n=NUMBERS[n])
         answer = self.say(fact, "list_answer", names=names)
         if not question or not answer:
@@ -175,9 +182,7 @@ class Asker:
         question = self.say(fact, "yes" + self.suffix, **words)
         if not question:
             return None
-        verdict = "yes" if right else "no"
-        answer = f"{self.say(fact, 'answer').removesuffix('.')}, so {verdict}."
-        return Exchange(question, answer, verdict, fact, "yes_no")
+        return Exchange(question, self.say(fact, "answer"), fact.values[0], fact, "yes_no")
 
     def either(self, fact):
         options = [fact.values[0], self.wrong_value(fact)]
@@ -222,9 +227,7 @@ class Asker:
         equal = fact.values[0] == other.values[0]
         if not question or (not equal and set(fact.values) & set(other.values)):
             return None  # Belgium has Dutch and French: neither yes nor no
-        verdict = "yes, they are the same" if equal else "no, they differ"
-        answer = f"{self.say(fact, 'answer')} {self.say(other, 'answer')} So {verdict}."
-        return Exchange(question, answer, verdict.split(",")[0])
+        return Exchange(question, f"{self.say(fact, 'answer')} {self.say(other, 'answer')}")
 
     def both(self, fact):
         others = [other for other in fact.entity.facts if other.attribute != fact.attribute]

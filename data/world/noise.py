@@ -6,7 +6,13 @@ Questions as people type them: in lower case, without punctuation, with typos, b
 BEFORE, AFTER = 0.12, 0.1  # chatter: "Hello, my son asks:", "thanks!"
 LOWER, UPPER = 0.5, 0.06
 NO_MARK, MORE_MARKS = 0.5, 0.1  # at the end of the question
-SHORT_FORM, TYPO = 0.15, 0.2
+SHORT_FORM, TYPO = 0.2, 0.3
+KEYWORDS, FEWER_WORDS = 0.15, 0.15  # without small words, or without some of them
+SMALL_WORDS = frozenset(
+    "a an the is are was were do does did of for to in on at by from with what which who whom whose "
+    "how where when me my i you your we us it its that this there please tell can could would will "
+    "name call called know say give want like just have has had be been and so".split()
+)
 
 SHORT_FORMS = {
     "what": "wat",
@@ -29,6 +35,10 @@ SHORT_FORMS = {
     "tell": "tel",
     "with": "w",
     "for": "4",
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
 }
 # What a slip of the pen or of the ear does to a few letters.
 SLIPS = [
@@ -99,9 +109,31 @@ def with_typos(text, rng):
     return " ".join(words)
 
 
+def with_fewer_words(text, share, rng):
+    """The text without a share of its small words: "What is the capital of Kenya?" -> "capital Kenya?"
+
+    Words with a capital letter inside the text stay: they belong to names.
+    """
+    words = text.split(" ")
+    kept = [
+        word
+        for k, word in enumerate(words)
+        if (k and word[:1].isupper())
+        or word.lower().strip("?.!,") not in SMALL_WORDS
+        or rng.random() > share
+    ]
+    mark = words[-1][-1:] if words[-1][-1:] in ("?", "!") else ""
+    short = " ".join(kept).rstrip("?!., ")
+    return short + mark if len(kept) > 1 else text
+
+
 def as_typed(question, rng, before, after):
     """The question as somebody might type it. before, after: chatter to put around it."""
     text = question
+    if rng.random() < KEYWORDS:
+        text = with_fewer_words(text, 1.0, rng)
+    elif rng.random() < FEWER_WORDS:
+        text = with_fewer_words(text, 0.5, rng)
     if rng.random() < TYPO:
         text = with_typos(text, rng)
     if rng.random() < SHORT_FORM:

@@ -7,12 +7,13 @@ from data.world.strangers import Strangers
 from data.world.tables import FORMS, FreeQuestion
 from data.world.texts import in_style
 
-FACT_ASKED = 3
-FREE_ASKED = 3
-SMALLTALK_ASKED = 4
-UNKNOWN_SHARE = 0.12
-STYLED = 0.1
-THREADS = 0.3
+FACT_ASKED = 8
+FREE_ASKED = 12
+LISTS_ASKED = 15
+CONCEPT_ASKED = 5
+SMALLTALK_ASKED = 15
+UNKNOWN_SHARE = 0.1
+STYLED = 0.15
 NOISE = 0.65  # share of the questions that are typed with noise
 
 
@@ -26,14 +27,17 @@ def conversations(writer, names, texts):
     names, texts: the entities that it may not mention, and what nobody may say in it.
     """
     asker, rng = writer.asker, writer.rng
-    found = [[asker.plain(fact)] for fact in asker.facts]
+    found = [[asker.plain(fact)] for fact in asker.weighted()]
     for _ in range(FACT_ASKED - 1):
-        found += [[asker.ask(fact)] for fact in asker.facts]
+        found += [[asker.ask(fact)] for fact in asker.weighted()]
     found += [[asker.ask_free(free)] for free in asker.free * FREE_ASKED]
-    found += [[asker.explain(concept, form)] for concept in asker.concepts for form in FORMS]
+    lists = [facts[0] for facts in asker.holders.values() if len(facts) >= 4]
+    found += [[asker.some(fact) or asker.plain(fact)] for fact in lists * LISTS_ASKED]
+    for concept in asker.concepts * CONCEPT_ASKED:
+        found += [[asker.explain(concept, form)] for form in FORMS]
     found += [[asker.chat(row)] for row in writer.tables.smalltalk * SMALLTALK_ASKED]
     found += [[asker.unknowable()] for _ in range(int(len(found) * UNKNOWN_SHARE))]
-    for fact in rng.sample(asker.facts, int(len(asker.facts) * THREADS)):
+    for fact in asker.weighted():
         found.append(writer.threads.thread(fact, rng.randint(2, 5)))
     talks = []
     for exchanges in found:

@@ -12,7 +12,7 @@ question with options, and not with an answer.
 
 from data.world.noise import as_typed, misspelled
 from data.world.strangers import Strangers
-from data.world.tables import FORMS, FreeQuestion
+from data.world.tables import FreeQuestion
 from data.world.threads import Threads
 from data.world.wordings import check_wordings, fill
 
@@ -36,16 +36,17 @@ MARKS = [":", ":", ":", " -", ">", " |", " says", ""]
 SPACES = ["\n", "\n", "\n", " "]
 
 ENTRIES = 0.4  # share of the entities that get an entry in each round, and as many a box
-CARDS = 2  # copies of each flash card and list in each round
 # How often each round asks for a thing, in dialogues.
-FACT_ASKED, HARD_FACT_ASKED = 2, 3
-FREE_ASKED = 3
-CONCEPT_ASKED = 4
-SMALLTALK_ASKED = 1
-UNKNOWN_SHARE = 0.08  # of all exchanges
-THREADS = 0.12  # share of the facts that begin a conversation of several turns
-STYLED = 0.05  # share of the dialogues in which somebody asks for a style
-QUIZ_SHARE = 0.2  # share of the facts that we quiz
+PLAIN = 0.5
+LISTS_ASKED = 3
+OTHER_WAYS = 0.25
+FREE_ASKED = 4
+CONCEPT_ASKED = 5
+SMALLTALK_ASKED = 3
+UNKNOWN_SHARE = 0.05  # of all exchanges
+THREADS = 0.16  # share of the facts that begin a conversation of several turns
+STYLED = 0.06  # share of the dialogues in which somebody asks for a style
+QUIZ_SHARE = 0.25  # share of the facts that we quiz
 FREE_QUIZZED = 0.5  # and of the free questions
 # Share of the questions that are typed with noise. It is low, as every token of a text is learned:
 # the noise costs capacity. In a conversation, the loss doesn't look at the questions.
@@ -139,18 +140,21 @@ class Writer:
 
     def exchanges(self):
         """Questions about everything, from all sides: [Exchange]"""
-        asker, found = self.asker, []
-        for fact in asker.facts:
+        asker, rng, found = self.asker, self.rng, []
+        for fact in asker.weighted():
             # Some facts are harder to remember: numbers, because a name doesn't hint at them, and a
             # fact that is the only one about its entity.
-            hard = len(fact.entity.values) == 1 or fact.values[0].isdigit()
-            found += [asker.plain(fact)] + [
-                asker.ask(fact) for _ in range((HARD_FACT_ASKED if hard else FACT_ASKED) - 1)
-            ]
+            hard = 2 if len(fact.entity.values) == 1 else fact.values[0].isdigit()
+            found += [asker.plain(fact)] * (rng.random() < PLAIN) + [asker.plain(fact)] * hard
+        for facts in asker.holders.values():
+            found += [asker.back(facts[0])]
+            found += [asker.some(facts[0]) for _ in range(LISTS_ASKED)]
+        for fact in rng.sample(asker.weighted(), int(len(asker.weighted()) * OTHER_WAYS)):
+            found.append(asker.ask(fact))
+        found = [exchange for exchange in found if exchange]
         found += [asker.ask_free(free) for free in asker.free * FREE_ASKED]
         for concept in asker.concepts:
-            found += [asker.explain(concept, form) for form in FORMS]
-            found += [asker.explain(concept) for _ in range(CONCEPT_ASKED - len(FORMS))]
+            found += [asker.explain(concept) for _ in range(CONCEPT_ASKED)]
         found += [asker.chat(row) for row in self.tables.smalltalk * SMALLTALK_ASKED]
         found += [asker.unknowable() for _ in range(int(len(found) * UNKNOWN_SHARE))]
         return found
@@ -232,14 +236,15 @@ class Writer:
     def documents(self, rounds):
         """All kinds of documents, shuffled. Returns a list of str."""
         documents = []
-        for _ in range(rounds):
+        for r in range(rounds):
             documents += self.entries()
             documents += self.boxes()
             documents += self.paragraphs()
-            for _ in range(CARDS):
+            documents += self.lists()
+            if r % 2:
                 documents += self.cards()
-                documents += self.lists()
-            documents += self.spellings()
+            if r % 3 == 0:
+                documents += self.spellings()
             documents += self.dialogues()
             documents += self.quizzes()
         documents = [text for text in documents if text]

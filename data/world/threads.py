@@ -55,11 +55,7 @@ class Threads:
             question = asker.frame("know" + asker.suffix, name=name)
             return [Exchange(question, answer, "", fact, "topic")]
         if kind < 0.35:
-            exchange = asker.yes_no(fact)
-            if exchange and exchange.value == "no":
-                answer = asker.say(fact, "answer")
-                then = asker.frame("then" + asker.suffix)
-                return [exchange, Exchange(then, answer, fact.values[0], fact, "plain")]
+            return [asker.yes_no(fact) or asker.plain(fact)]
         if kind < 0.5:
             return [asker.back(fact) or asker.plain(fact)]
         return [asker.plain(fact)]
