@@ -9,9 +9,10 @@ linear layer turns each vector into one score, a logit, for every token in the v
     rows = model.generate([[1, 2, 3]], max_new_tokens=20)     # inference
 
 Ideas: the transformer (arXiv 1706.03762), GPT-2's normalization before each layer (Radford et al.
-2019), rotary positions (arXiv 2104.09864), normalized queries and keys (arXiv 2010.04245), squared
-ReLU (arXiv 2109.08668). In shapes: B rows in a batch, T positions, S positions that attention sees,
-C = n_embd, H heads of D = C / H numbers each, V = vocab_size, N targets (labels that aren't -100).
+2019), rotary positions (arXiv 2104.09864), normalized queries and keys (arXiv 2010.04245), value
+embeddings (arXiv 2410.17897), squared ReLU (arXiv 2109.08668). In shapes: B rows in a batch, T
+positions, S positions that attention sees, C = n_embd, H heads of D = C / H numbers each,
+V = vocab_size, N targets (labels that aren't -100).
 Training uses neither padding nor caches: skip both on a first reading.
 """
 
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 
 IGNORE_INDEX = -100  # a label with this value is not a target; PyTorch's default, too
 EMBED_STD = 0.005  # small: a fresh model's logits are near 0, and its loss is about ln V
+PAIR_ROWS = 16384  # rows in the table for pairs of tokens; there are more pairs, so they share rows
 
 
 @dataclass
@@ -111,20 +113,19 @@ class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.n_head, self.dropout = config.n_head, config.dropout
-        self.query = nn.Linear(config.n_embd, config.n_embd, bias=False)
-        self.key = nn.Linear(config.n_embd, config.n_embd, bias=False)
-        self.value = nn.Linear(config.n_embd, config.n_embd, bias=False)
-        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
+        matrices = (nn.Linear(config.n_embd, config.n_embd, bias=False) for _ in range(4))
+        self.query, self.key, self.value, self.proj = matrices
 
     def forward(self, x, extra, rotary, mask, cache=None):
-        """x, extra: (B, T, C); rotary: (cos, sin) for rotate(); mask: see attend(). Returns x's."""
+        """x: (B, T, C); extra: the same, added to the values; rotary: (cos, sin) for rotate();
+        mask: see attend(). Returns (B, T, C)."""
         B, T, C = x.shape
         # Separate because Muon orthogonalizes each one; concatenated because one matmul is faster.
         weight = torch.cat((self.query.weight, self.key.weight, self.value.weight))  # (3C, C)
         qkv = F.linear(x, weight).view(B, T, 3 * self.n_head, C // self.n_head).transpose(1, 2)
-        qk, v = qkv.split([2 * self.n_head, self.n_head], dim=1)  # v: passes on, (B, H, T, D)
-        v = v + extra.view(B, T, self.n_head, -1).transpose(1, 2)
+        qk, v = qkv.split([2 * self.n_head, self.n_head], dim=1)
         q, k = rotate(norm(qk), *rotary).chunk(2, dim=1)  # looks for, offers; scores stay small
+        v = v + extra.view(B, T, self.n_head, -1).transpose(1, 2)  # passes on; all (B, H, T, D)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, H, S, D): all earlier positions, then these
         y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
@@ -154,8 +155,7 @@ class Block(nn.Module):
 
     def forward(self, x, extra, rotary, mask, cache=None):
         x = x + self.dropout(self.attention(norm(x), extra, rotary, mask, cache))
-        x = x + self.dropout(self.mlp(norm(x)))
-        return x
+        return x + self.dropout(self.mlp(norm(x)))
 
 
 class GPT(nn.Module):
@@ -170,14 +170,11 @@ class GPT(nn.Module):
             raise ValueError(f"dropout must be at least 0 and below 1, not {config.dropout}")
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.n_embd)
-        # For each layer, one more table: what a token passes on, whatever its context. Many more
-        # parameters for almost no time (value embeddings, arXiv 2410.17897).
-        tables = [nn.Embedding(config.vocab_size, config.n_embd) for _ in range(config.n_layer)]
-        self.values = nn.ModuleList(tables)
-        self.pair_values = nn.ModuleList(
-            nn.Embedding(16384, config.n_embd) for _ in range(config.n_layer)
-        )
-        self.register_buffer("alias", torch.arange(config.vocab_size))
+        # What a token passes on whatever its context, and a token with the one before. Each row holds
+        # a vector for every layer. So many more parameters take almost no time: we only look up.
+        self.values = nn.Embedding(config.vocab_size, config.n_layer * config.n_embd)
+        self.pair_values = nn.Embedding(PAIR_ROWS, config.n_layer * config.n_embd)
+        self.register_buffer("alias", torch.arange(config.vocab_size))  # what tokens are in pairs
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.head.weight = self.embed.weight  # one table to read and write tokens, as in GPT-2
@@ -188,11 +185,9 @@ class GPT(nn.Module):
         angles = torch.arange(config.block_size)[:, None] * frequencies  # (block_size, D/2)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
-        # Each block starts as the identity: its last matrices are zero.
+        # Each block starts as the identity: its last matrices are zero. So are the value tables.
         for name, p in self.named_parameters():
-            if name.startswith(("values", "pair_values")) or name.endswith(
-                ("proj.weight", "down.weight")
-            ):
+            if name.endswith(("values.weight", "proj.weight", "down.weight")):
                 nn.init.zeros_(p)
             else:
                 nn.init.normal_(p, std=EMBED_STD if name == "embed.weight" else config.n_embd**-0.5)
@@ -215,17 +210,23 @@ class GPT(nn.Module):
             mask = ((s <= t) & text | (s == t))[:, None]  # (B, 1, T, S); a pad sees itself: no NaN
 
         x = self.dropout(norm(self.embed(input_ids)))  # (B, T, C)
-        ids = self.alias[input_ids]
-        prev = F.pad(ids, (1, 0))[:, :-1]
-        if caches:
-            if past:
-                prev = caches[0].last
-            caches[0].last = ids[:, -1:]
-        pairs = (ids * 36313 + prev * 27191) % 16384
-        for i, block in enumerate(self.blocks):
-            extra = self.values[i](input_ids) + self.pair_values[i](pairs)
-            x = block(x, extra, rotary, mask, caches[i] if caches else None)
+        caches = caches or [None] * len(self.blocks)
+        extras = self.extra_values(input_ids, caches[0])
+        for block, extra, cache in zip(self.blocks, extras, caches, strict=True):
+            x = block(x, extra, rotary, mask, cache)
         return norm(x)
+
+    def extra_values(self, input_ids, cache):
+        """For each layer, what to add to the values of attention, (B, T, C). See hidden()."""
+        ids = self.alias[input_ids]
+        before = F.pad(ids, (1, 0))[:, :-1]  # the id before each; 0 before the first, like a pad
+        if cache is not None:
+            if cache.length:
+                before[:, 0] = cache.last
+            cache.last = ids[:, -1]
+        rows = (36313 * ids + 27191 * before) % PAIR_ROWS  # (B, T): a hash of each pair
+        extra = self.values(input_ids) + self.pair_values(rows)  # (B, T, n_layer * C)
+        return extra.chunk(self.config.n_layer, dim=-1)
 
     def forward(self, input_ids, labels=None):
         """Predict the next token at each position.
@@ -294,7 +295,7 @@ class GPT(nn.Module):
 class Cache:
     """One layer's keys and values so far, so that we compute each of them only once."""
 
-    length = 0
+    length, last = 0, None  # last: (B,), the newest ids; only the first layer's cache has it
 
     def append(self, k, v):
         """Add new keys and values, (B, H, T, D) each. Returns all so far, (B, H, S, D) each."""
@@ -306,7 +307,7 @@ class Cache:
     def keep(self, rows):
         """Drop all rows of the batch except these, a list of int."""
         self.k, self.v = self.k[rows], self.v[rows]
-        if hasattr(self, "last"):
+        if self.last is not None:
             self.last = self.last[rows]
 
 

@@ -33,7 +33,7 @@ from data import world
 from data.corpus import make_tokenizer, read_corpus
 from data.order import shuffled
 from data.text import Rows, open_tokens
-from model import GPT, GPTConfig
+from model import PAIR_ROWS, GPT, GPTConfig
 
 
 @dataclass
@@ -110,7 +110,8 @@ def train(model, batches, config, run, evaluate=None):
             loss_sum, count = loss_sum + loss.detach(), count + len(logits)
         loss_sum, count = run.all_reduce(loss_sum, count)  # also sums the gradients
         for p in model.parameters():
-            p.grad /= max(count, 1)  # now the gradient of the mean, loss_sum / count
+            if p.requires_grad:  # now the gradient of the mean, loss_sum / count
+                p.grad /= max(count, 1)
 
         for optimizer in optimizers:
             optimizer.step()
@@ -122,8 +123,8 @@ def train(model, batches, config, run, evaluate=None):
 
 def make_model(config, n_vocab, device):
     """A fresh network on the device. Raises InputError if the sizes clash or exceed the memory."""
-    n = n_vocab * config.n_embd + config.n_layer * 12 * config.n_embd**2
-    check_memory(n, config.n_layer, device)
+    rows = n_vocab + config.n_layer * (n_vocab + PAIR_ROWS + 12 * config.n_embd)
+    check_memory(rows * config.n_embd, config.n_layer, device)
     sizes = (config.block_size, n_vocab, config.n_layer, config.n_head, config.n_embd)
     try:
         model = GPT(GPTConfig(*sizes, config.dropout)).to(device)

@@ -169,17 +169,15 @@ def prepare_special_tokens(model, tokenizer):
     line break separates speakers in a text, so the tokens learn quickly from there. The other rows
     stay fixed: if we moved the words of these conversations, they would drift away from all others.
     """
-    chat = [tokenizer.user, tokenizer.assistant, tokenizer.end]
+    chat, line_break = [tokenizer.user, tokenizer.assistant, tokenizer.end], tokenizer.encode("\n")
     special = torch.zeros(tokenizer.n_vocab, 1, device=model.embed.weight.device)
     special[tokenizer.endoftext :] = 1.0
     with torch.no_grad():
-        model.alias[chat] = tokenizer.encode("\n")[0]
-    for table in model.pair_values:
-        table.weight.register_hook(lambda grad: grad * 0)
-    for table in (model.embed, *model.values):
-        with torch.no_grad():
-            table.weight[chat] = table.weight[tokenizer.encode("\n")[0]].clone()
-        table.weight.register_hook(lambda grad: grad * special)
+        for table in (model.embed, model.values):
+            table.weight[chat] = table.weight[line_break]
+            table.weight.register_hook(lambda grad: grad * special)
+        model.alias[chat] = line_break[0]
+    model.pair_values.requires_grad_(False)
 
 
 @command

@@ -1,5 +1,5 @@
 """
-The optimizers: Muon for the matrices inside the blocks, AdamW for the table of tokens.
+The optimizers: Muon for the matrices inside the blocks, AdamW for the tables of tokens.
 
 Muon averages recent gradients, then makes all singular values of the average nearly equal. So a
 step goes about equally far in every direction, not mostly in the one or two strongest.
@@ -64,7 +64,7 @@ class Muon(torch.optim.Optimizer):
 def make_optimizers(model, config):
     """[Muon for the blocks, AdamW for the tables]; each group remembers its "peak_lr"."""
     muon = Muon(model.blocks.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    tables = [model.embed.weight, *model.values.parameters(), *model.pair_values.parameters()]
+    tables = [model.embed.weight, model.values.weight, model.pair_values.weight]
     adamw = torch.optim.AdamW(
         tables, lr=config.embed_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
     )
