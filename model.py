@@ -16,7 +16,6 @@ V = vocab_size, N targets (labels that aren't -100).
 Training uses neither padding nor caches: skip both on a first reading.
 """
 
-import contextlib
 from dataclasses import astuple, dataclass
 
 import torch
@@ -117,8 +116,7 @@ class Attention(nn.Module):
         self.query, self.key, self.value, self.proj = matrices
 
     def forward(self, x, extra, rotary, mask, cache=None):
-        """x: (B, T, C); extra: the same, added to the values; rotary: (cos, sin) for rotate();
-        mask: see attend(). Returns (B, T, C)."""
+        """x, extra: (B, T, C); rotary: (cos, sin) for rotate(); mask: see attend(). Like x."""
         B, T, C = x.shape
         # Separate because Muon orthogonalizes each one; concatenated because one matmul is faster.
         weight = torch.cat((self.query.weight, self.key.weight, self.value.weight))  # (3C, C)
@@ -149,8 +147,7 @@ class Block(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.attention = Attention(config)
-        self.mlp = MLP(config)
+        self.attention, self.mlp = Attention(config), MLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, extra, rotary, mask, cache=None):
@@ -170,11 +167,11 @@ class GPT(nn.Module):
             raise ValueError(f"dropout must be at least 0 and below 1, not {config.dropout}")
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.n_embd)
-        # What a token passes on whatever its context, and a token with the one before. Each row holds
-        # a vector for every layer. So many more parameters take almost no time: we only look up.
+        # What to add to each layer's values, looked up for each token and each pair of neighbors:
+        # many more parameters, for almost no time. alias: as what token each counts in a pair.
         self.values = nn.Embedding(config.vocab_size, config.n_layer * config.n_embd)
         self.pair_values = nn.Embedding(PAIR_ROWS, config.n_layer * config.n_embd)
-        self.register_buffer("alias", torch.arange(config.vocab_size))  # what tokens are in pairs
+        self.register_buffer("alias", torch.arange(config.vocab_size))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.head.weight = self.embed.weight  # one table to read and write tokens, as in GPT-2
@@ -192,11 +189,12 @@ class GPT(nn.Module):
             else:
                 nn.init.normal_(p, std=EMBED_STD if name == "embed.weight" else config.n_embd**-0.5)
 
-    def hidden(self, input_ids, padding=None, caches=None):
+    def hidden(self, input_ids, padding=None, caches=None, before=0):
         """The residual stream after the last block. input_ids: (B, T) int64. Returns (B, T, C).
 
-        Only generation passes padding and caches. padding: (B,) int64, the number of pads at the
-        left of each row. caches: one Cache per layer, holding everything before input_ids.
+        Only generation passes more. padding: (B,) int64, the number of pads at the left of each
+        row. caches: one Cache per layer, holding everything before input_ids. before: (B, 1) int64,
+        the last id of that, or 0, the id of a pad, if there is none.
         """
         past = caches[0].length if caches else 0
         S = past + input_ids.size(1)
@@ -210,23 +208,15 @@ class GPT(nn.Module):
             mask = ((s <= t) & text | (s == t))[:, None]  # (B, 1, T, S); a pad sees itself: no NaN
 
         x = self.dropout(norm(self.embed(input_ids)))  # (B, T, C)
-        caches = caches or [None] * len(self.blocks)
-        extras = self.extra_values(input_ids, caches[0])
-        for block, extra, cache in zip(self.blocks, extras, caches, strict=True):
-            x = block(x, extra, rotary, mask, cache)
+        ids = F.pad(input_ids, (1, 0))  # (B, T + 1)
+        ids[:, :1] = before
+        ids = self.alias[ids]
+        pairs = (36313 * ids[:, 1:] + 27191 * ids[:, :-1]) % PAIR_ROWS  # (B, T): each pair's hash
+        extra = self.values(input_ids) + self.pair_values(pairs)  # (B, T, n_layer * C)
+        extra, caches = extra.chunk(len(self.blocks), dim=-1), caches or [None] * len(self.blocks)
+        for i, block in enumerate(self.blocks):
+            x = block(x, extra[i], rotary, mask, caches[i])
         return norm(x)
-
-    def extra_values(self, input_ids, cache):
-        """For each layer, what to add to the values of attention, (B, T, C). See hidden()."""
-        ids = self.alias[input_ids]
-        before = F.pad(ids, (1, 0))[:, :-1]  # the id before each; 0 before the first, like a pad
-        if cache is not None:
-            if cache.length:
-                before[:, 0] = cache.last
-            cache.last = ids[:, -1]
-        rows = (36313 * ids + 27191 * before) % PAIR_ROWS  # (B, T): a hash of each pair
-        extra = self.values(input_ids) + self.pair_values(rows)  # (B, T, n_layer * C)
-        return extra.chunk(self.config.n_layer, dim=-1)
 
     def forward(self, input_ids, labels=None):
         """Predict the next token at each position.
@@ -244,8 +234,6 @@ class GPT(nn.Module):
         scored = (targets != IGNORE_INDEX).nonzero().squeeze(1)  # (N,): where the loss looks
         logits = self.head(x.index_select(0, scored))  # (N, V): only those need logits
         return logits, cross_entropy(logits, targets[scored])
-
-    # Generation: many prompts at once, with a cache of keys and values.
 
     @torch.inference_mode()
     def generate(
@@ -265,18 +253,19 @@ class GPT(nn.Module):
         contexts = [list(prompt) for prompt in prompts]  # what each row still sees
         rows, caches = list(range(len(prompts))), None  # the rows that have not stopped
         new = [[] for _ in prompts]
-        with eval_mode(self):
-            for _ in range(max_new_tokens):
-                if not rows:
-                    break
+        was_training = self.training
+        self.eval()
+        try:
+            while rows and len(new[rows[0]]) < max_new_tokens:
                 if caches is None or caches[0].length == block_size:  # read all of each context
                     half = max(1, block_size // 2)
                     contexts = [c[-half:] if len(c) > block_size else c for c in contexts]
                     input_ids, padding = pad_left([contexts[i] for i in rows], device)
-                    caches = [Cache() for _ in self.blocks]
+                    before, caches = 0, [Cache() for _ in self.blocks]
                 else:  # read the newest tokens; the caches know the rest
-                    input_ids = torch.tensor([contexts[i][-1:] for i in rows], device=device)
-                logits = self.head(self.hidden(input_ids, padding, caches)[:, -1])  # (rows, V)
+                    newest = torch.tensor([contexts[i][-2:] for i in rows], device=device)
+                    before, input_ids = newest.chunk(2, dim=1)  # (rows, 1)
+                logits = self.head(self.hidden(input_ids, padding, caches, before)[:, -1])
                 tokens = sample(logits.float(), temperature, top_k)
                 for i, token in zip(rows, tokens, strict=True):
                     new[i].append(token)
@@ -289,13 +278,15 @@ class GPT(nn.Module):
                     padding = padding[going]
                     for cache in caches:
                         cache.keep(going)
+        finally:  # even after Ctrl-C
+            self.train(was_training)
         return new
 
 
 class Cache:
     """One layer's keys and values so far, so that we compute each of them only once."""
 
-    length, last = 0, None  # last: (B,), the newest ids; only the first layer's cache has it
+    length = 0
 
     def append(self, k, v):
         """Add new keys and values, (B, H, T, D) each. Returns all so far, (B, H, S, D) each."""
@@ -307,8 +298,6 @@ class Cache:
     def keep(self, rows):
         """Drop all rows of the batch except these, a list of int."""
         self.k, self.v = self.k[rows], self.v[rows]
-        if self.last is not None:
-            self.last = self.last[rows]
 
 
 def pad_left(rows, device):
@@ -328,13 +317,3 @@ def sample(logits, temperature, top_k):
         smallest = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
         logits = logits.masked_fill(logits < smallest, float("-inf"))
     return torch.multinomial(logits.softmax(dim=-1), 1).squeeze(1).tolist()
-
-
-@contextlib.contextmanager
-def eval_mode(model):
-    """Switch dropout off inside a `with`, then back to what it was, even after an error."""
-    was_training = model.training
-    try:
-        yield model.eval()
-    finally:
-        model.train(was_training)
