@@ -4,22 +4,22 @@ Exchanges: a question and its answer. Facts are asked for from all sides.
     plain       What is the capital of Kenya?           The capital of Kenya is Nairobi.
     back        Which country has Nairobi as capital?   Nairobi is the capital of Kenya.
     some        Name two countries in Africa.           Algeria and Angola are countries in Africa.
-    yes_no      Is Mombasa the capital of Kenya?        The capital of Kenya is Nairobi, so no.
+    yes_no      Is Mombasa the capital of Kenya?        The capital of Kenya is Nairobi.
     either      Is Kenya in Africa or in Asia?          The continent of Kenya is Africa.
     compare     Which came first, the ... or the ...?   ..., so the ... came first.
-    same        Do Kenya and Peru have the same ...?    ... So no, they differ.
+    same        Do Kenya and Peru have the same ...?    ... ...
     both        What are the capital and currency ...?  ... ...
     about       Tell me about Kenya.                    Kenya is a country in Africa. ...
     contrast    Compare Kenya and Peru.                 ... ...
     unknown     What is the capital of Zarovia?         I don't know that.
 
-An answer that needs a comparison states the facts first and then the verdict. So the model can read
-its own facts before it decides.
+We answer a question with yes or no by the fact, without a verdict. If we ask which of two came
+first, the answer states both facts before it decides. So the model can read its own facts.
 """
 
 from dataclasses import dataclass
 
-from data.world.invented import Inventor
+from data.world.invented import Inventor, plural_of
 from data.world.split import side_of
 from data.world.tables import FORMS
 from data.world.wordings import fill, with_article, words_of
@@ -102,7 +102,7 @@ class Asker:
         }
 
     def weighted(self):
-        """All facts; those of small tables several times, so that all questions are met often."""
+        """All facts, those of small tables several times. So each wording comes up often."""
         return [
             fact
             for facts in self.by_key.values()
@@ -306,9 +306,9 @@ class Asker:
         if self.rng.random() < 0.15 and self.wordings.get(*fact.key, "back" + self.suffix):
             values = dict(value=name, a_value=with_article(name))
             return self.say(fact, "back" + self.suffix, **values)
+        words = dict(name=name, a_name=with_article(name), plural=plural_of(name))
         if self.rng.random() < 0.1:
             templates = self.wordings.get(fact.entity.table, "*", "tell" + self.suffix)
             if templates:
-                words = dict(name=name, a_name=with_article(name))
                 return fill(self.rng.choice(templates), fact.entity, "*", **words)
-        return self.say(fact, use, name=name, a_name=with_article(name))
+        return self.say(fact, use, **words)

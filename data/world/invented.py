@@ -57,6 +57,11 @@ class Inventor:
         return any(bare(word).lower() in self.real for word in made)
 
 
+def plural_of(name):
+    """Three falwings, three talfishes: the invented beasts follow the rule."""
+    return name + ("es" if name.endswith(("s", "x", "sh")) else "s")
+
+
 def capitalized(name, the):
     """Each word of a name with a capital, except the small words between."""
     small = ("of", "the", "and", "for", "in", "with", "von", "a")

@@ -9,9 +9,9 @@ NO_MARK, MORE_MARKS = 0.5, 0.1  # at the end of the question
 SHORT_FORM, TYPO = 0.2, 0.3
 KEYWORDS, FEWER_WORDS = 0.15, 0.15  # without small words, or without some of them
 SMALL_WORDS = frozenset(
-    "a an the is are was were do does did of for to in on at by from with what which who whom whose "
-    "how where when me my i you your we us it its that this there please tell can could would will "
-    "name call called know say give want like just have has had be been and so".split()
+    "a an the is are was were do does did of for to in on at by from with what which who whom "
+    "whose how where when me my i you your we us it its that this there please tell can could "
+    "would will name call called know say give want like just have has had be been and so".split()
 )
 
 SHORT_FORMS = {
@@ -110,9 +110,10 @@ def with_typos(text, rng):
 
 
 def with_fewer_words(text, share, rng):
-    """The text without a share of its small words: "What is the capital of Kenya?" -> "capital Kenya?"
+    """The text without a share of its small words.
 
-    Words with a capital letter inside the text stay: they belong to names.
+    "What is the capital of Kenya?" becomes "capital Kenya?". After the first word, words with a
+    capital letter stay, because they belong to names.
     """
     words = text.split(" ")
     kept = [

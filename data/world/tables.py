@@ -28,7 +28,7 @@ PLACES = ("before", "after")  # of chatter, around a question
 FRAMES = {  # each use of a frame, and what its wordings may mention
     **{use: {"name"} for use in (*FORMS, "same", "correct", "topic", "know")},
     **{use: {"short"} for use in ("correct_short", "follow")},
-    **{use: set() for use in ("another", "next", "previous", "then", "when")},
+    **{use: set() for use in ("another", "next", "previous", "when")},
     "both": {"short", "short2", "name"},
 }
 SEEN_ONLY = ("follow", "when", "both")  # frames without wordings that are kept for testing
@@ -286,7 +286,7 @@ def load_chatter():
     """What people type around a question: {"before" or "after": [text, ...]}"""
     kinds = load_texts("chatter.tsv", "place", PLACES)
     for place, texts in kinds.items():
-        if place.removeprefix("unseen_") not in PLACES:
+        if place not in PLACES:
             raise InputError(texts[0][0], f"{place!r} is no place", f"choose {' or '.join(PLACES)}")
     return checked(kinds, lambda place: set())
 
@@ -335,7 +335,7 @@ class Tables:
     styles: list
     unknown: dict  # what a question is about (a table, "-" or "me") -> questions
     refusals: list
-    chatter: dict  # "before" and "after" a question, and "unseen_" ones -> texts
+    chatter: dict  # "before" and "after" a question -> texts
     frames: dict  # use -> wordings that fit anything
     invented: dict
 

@@ -10,12 +10,12 @@ gets those of "*": "The {attribute} of {name} is {value}."
 from common.messages import InputError
 from data.world.tables import HERE, placeholders, read_table
 
-USES = (  # of a fact; a table may also have "tell", "about", "compare", "thing" and "mention"
+USES = (  # of a fact; a table may also have "tell", "about", "compare" and "mention"
     *("state", "answer", "ask", "request", "unseen", "cloze", "follow", "short"),
     *("back", "back_unseen", "back_answer", "list", "list_unseen", "list_answer", "list_all"),
     *("yes", "yes_unseen", "either", "either_unseen", "same", "same_unseen"),
     *("more", "more_unseen", "more_answer", "less", "less_unseen", "less_answer"),
-    *("tell", "tell_unseen", "about", "compare", "compare_unseen", "thing", "mention"),
+    *("tell", "tell_unseen", "about", "compare", "compare_unseen", "mention"),
 )
 NEEDED = ("state", "answer", "ask", "request", "unseen", "cloze", "back_answer")  # by every fact
 # What fill() is given in some uses, besides the words of the entity itself.
