@@ -59,9 +59,9 @@ def make_world_small(patch):
     patch.setattr(strangers, "load_strangers", load_few_strangers)
     patch.setattr(texts, "as_typed", lambda question, *chatter: question)  # nobody mistypes
     # A small model needs more of what we test: questions, styles and names that don't exist.
-    patch.setattr(texts, "FACT_ASKED", 6)
+    patch.setattr(texts, "PLAIN", 1.0)
     patch.setattr(texts, "QUIZ_SHARE", 0.6)
-    patch.setattr(texts, "CARDS", 0)
+    patch.setattr(texts.Writer, "cards", lambda writer: [])
     for module, share in ((texts, 0.25), (talks, 0.4)):
         patch.setattr(module, "UNKNOWN_SHARE", share)
         patch.setattr(module, "STYLED", 0.5)

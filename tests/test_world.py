@@ -8,7 +8,7 @@ import pytest
 
 from common.messages import InputError
 from data import world
-from data.world import names, split, tables, wordings
+from data.world import names, noise, split, tables, wordings
 from data.world.names import bare, normal
 
 OLD = "animals books countries elements inventions music paintings planets".split()
@@ -104,8 +104,8 @@ def test_what_nobody_knows_is_in_no_other_table(made):
     assert set(made.unknown) - {"-", "me"} <= {entity.table for entity in made.entities}
     for about in ("-", "me"):
         sides = Counter(split.side_of(text, "unknown") for text in made.unknown[about])
-        assert min(sides[side] for side in ("train", "dev", "test")) >= 20, about
-    assert len(made.refusals) >= 3 and not twice(made.refusals)
+        assert min(sides[side] for side in ("train", "dev", "test")) >= 10, about
+    assert made.refusals and not twice(made.refusals)
 
 
 def test_styles_can_be_told_apart(made):
@@ -120,8 +120,7 @@ def test_chatter_and_frames_are_in_one_place(made):
     assert set(made.chatter) >= {"before", "after"} and min(map(len, made.chatter.values())) >= 20
     assert set(tables.FRAMES) <= set(made.frames) and min(map(len, made.frames.values())) >= 2
     for place in tables.PLACES:
-        texts = made.chatter[place] + made.chatter.get(f"unseen_{place}", [])
-        assert len(set(texts)) == len(texts), place
+        assert len(set(made.chatter[place])) == len(made.chatter[place]), place
     for use in tables.FRAMES:
         assert not twice(made.frames[use] + made.frames.get(f"{use}_unseen", [])), use
         assert use in tables.SEEN_ONLY or len(made.frames[use]) >= 10, use
@@ -164,7 +163,7 @@ def test_every_attribute_has_wordings_of_every_kind(made):
         for use, templates in uses.items():
             expected = MENTIONS.get(use.removesuffix("_unseen"))
             for text in templates:
-                found = mentions(text, "name"), mentions(text, "value", key[1])
+                found = mentions(text, "name", "plural"), mentions(text, "value", key[1])
                 assert expected is None or found == expected, (key, use, text)
                 assert use.split("_")[0] not in ("more", "less") or mentions(text, "name2"), text
                 assert not use.startswith("either") or mentions(text, "other"), text
@@ -176,9 +175,60 @@ def test_every_fact_is_told_with_its_name_and_its_value(made):
         for use in ("state", "answer", "back_answer"):
             for template in texts.get(*fact.key, use):
                 text = world.fill(template, fact.entity, fact.attribute)
-                for part in (bare(fact.name), fact.values[0]):
+                name = fact.entity.words["plural"] if "{plural}" in template else bare(fact.name)
+                for part in (name, fact.values[0]):
                     assert part.lower() in text.lower(), text
                 assert text[0].upper() == text[0] and "{" not in text, text
+
+
+def test_plurals_are_plurals(made):
+    """No "wolfs", and no "is wolves". A value stays as it is: "cubs" would be another word."""
+    for animal in (entity for entity in made.entities if entity.table == "animals"):
+        plural, name = animal.words["plural"], animal.name
+        same = name in ("sheep", "deer", "moose", "salmon", "trout")
+        assert (plural == name) == same and (same or plural.endswith("s") or plural == "geese")
+        assert plural not in animal.names or same
+    texts = world.load_wordings().texts
+    found = [text for uses in texts.values() for use in uses for text in uses[use]]
+    plurals = [text for text in found if "{plural}" in text]
+    assert len(plurals) > 30
+    for text in plurals:
+        assert not re.search(r"\{(value|plural|other)\}s|a_name|\{name|\{a_", text), text
+        assert not re.search(r"\{plural\} (is|has|does|eats|feeds|belongs|lives)\b", text), text
+        assert not re.search(r"\b(an?|each|every|is|does|has) \{plural\}", text), text
+
+
+def words_of(template):
+    """The words of a template, in which a_name is as good as name."""
+    template = re.sub(r"\{(?:a_)?(\w+)\}", r" PLACE\1 ", template)
+    return normal(template).split()
+
+
+def comes_from(short, long):
+    """Whether words are left if we leave small ones out."""
+    rest = iter(short)
+    wanted = next(rest, None)
+    for word in long:
+        if word == wanted:
+            wanted = next(rest, None)
+        elif word not in noise.SMALL_WORDS:
+            return False
+    return wanted is None
+
+
+def test_unseen_wordings_are_not_the_others_with_fewer_words(made):
+    """Nor in other letters. Noise leaves small words out."""
+    texts = world.load_wordings().texts | {("*", "frames"): made.frames}
+    asked, unseen = {}, {}  # table -> [(template, its words)]
+    for (table, _), uses in texts.items():
+        for use in uses:
+            kept = unseen if use.endswith("unseen") else asked
+            found = [(text, words_of(text)) for text in uses[use]]
+            kept.setdefault(table, []).extend(found)
+    asked["*"] = sum(asked.values(), [])  # any table may say what fits all
+    for table in unseen:
+        for text, words in unseen[table]:
+            assert not [other for other, long in asked[table] if comes_from(words, long)], text
 
 
 # The split
@@ -392,7 +442,7 @@ NEEDED = [
     *(("unknown.tsv", "about", kind) for kind in ("-", "me")),
     ("refusals.tsv", "use", "refuse"),
     *(("chatter.tsv", "place", kind) for kind in ("before", "after")),
-    *(("frames.tsv", "use", kind) for kind in ("child", "then_unseen", "both")),
+    *(("frames.tsv", "use", kind) for kind in ("child", "next_unseen", "both")),
     *(("invented.tsv", "part", kind) for kind in ("form_title", "form_person")),
 ]
 

@@ -125,8 +125,8 @@ def test_held_out_entities_are_nowhere_in_the_fine_tuning_set(written):
     assert not names["train"] & names["dev"] and not names["test"] & (names["train"] | names["dev"])
     things = written.tables.entities + written.tables.free + written.tables.concepts
     assert set.union(*names.values()) == {thing.name for thing in things}
-    assert 0.2 < len(names["test"]) / len(things) < 0.4
-    assert 0.12 < len(names["dev"]) / len(things) < 0.28
+    assert 0.1 < len(names["test"]) / len(things) < 0.18
+    assert 0.04 < len(names["dev"]) / len(things) < 0.1
     assert {*split.SHOWN} <= names["test"]  # gravity and the printing press, too
     assert "i am parrot" in written.runs  # small talk is never left out
 
@@ -143,7 +143,7 @@ def test_held_out_questions_are_nowhere_in_the_fine_tuning_set(written):
 
 def test_held_out_free_questions_are_not_asked_in_any_wording(written):
     held_out = written.held_out(written.tables.free)
-    assert len(held_out) > 200 and len(written.tables.free) - len(held_out) > 200
+    assert len(held_out) > 100 and len(written.tables.free) - len(held_out) > 400
     for free in held_out:
         assert not written.leaked(free.names), free.name
         for text in [free.answer, *free.retellings]:
@@ -154,7 +154,7 @@ def test_held_out_concepts_are_neither_asked_for_nor_explained(written):
     frames = [(form, f"{form}_unseen") for form in tables.FORMS]
     frames = [frame for uses in frames for use in uses for frame in written.tables.frames[use]]
     held_out = written.held_out(written.tables.concepts)
-    assert len(held_out) > 50 and len(written.tables.concepts) - len(held_out) > 50
+    assert len(held_out) > 20 and len(written.tables.concepts) - len(held_out) > 90
     for concept in held_out:
         questions = [frame.format(name=name) for frame in frames for name in concept.names]
         assert not written.leaked(questions + concept.asks), concept.name
@@ -208,12 +208,18 @@ def without_article(part):
 
 def askable(written, table):
     """What may stand in the place of {name}, {value} and so on in a wording of a table."""
-    parts, form = {"two", "three", "four"}, invented.FORMS.get(table)
+    parts, form = {"two", "three", "four", "five", "2", "3", "4", "5"}, invented.FORMS.get(table)
     for names in written.names.values():
         parts |= set().union(*(names[f] for f in names if f == form or not form))
+    parts |= {invented.plural_of(name) for name in parts}
     for entity in written.tables.entities:
         if entity.table == table or not form:
-            parts |= {*entity.names, *entity.values, *sum(entity.values.values(), [])}
+            parts |= {
+                *entity.names,
+                *entity.words.values(),
+                *entity.values,
+                *sum(entity.values.values(), []),
+            }
     for (owner, _), uses in world.load_wordings().texts.items():
         parts |= {*uses.get("short", [])} if owner == table or not form else set()
     if not form:
