@@ -26,14 +26,14 @@ SPECIAL = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>")
 MIN_VOCAB = 256 + len(SPECIAL)
 
 # GPT-2's rule for cutting text into words; no token crosses from one word to the next. A word
-# includes the space before it. The "?" after a word is a piece of its own.
+# includes the space before it. The "?" after a word is a piece of its own. We add our two marks.
 PATTERN = r"[\x0e\x0f]|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-# "Kenya", "kenya" and "KENYA" are one word to a reader, so they should be one token to the model.
-# We write capital letters as a mark and a small letter, as a typewriter's shift key does.
-SHIFT, CAPS_LOCK = "\x0e", "\x0f"  # a capital letter follows; a word in capitals follows
-CAPITALS = re.compile(r"[\x0e\x0f]| ?[A-Z][A-Z]+(?![A-Za-z])| ?[A-Z]")
-MARKED = re.compile(r"\x0e([\x0e\x0f]| ?[a-z])|\x0f( ?[a-z]+)|[\x0e\x0f]")
+# "Kenya", "kenya" and "KENYA" are one word to us, so they should be one token to the model. Like a
+# typewriter, we write a mark and small letters. No text is lost: a mark in it gets a SHIFT, too.
+SHIFT, CAPS_LOCK = "\x0e", "\x0f"  # before a capital letter; before a word in capitals
+CAPITALS = re.compile(r"( ?[A-Z]{2,}(?![A-Za-z]))| ?[A-Z]|[\x0e\x0f]")
+MARKED = re.compile(rb"\x0e( ?[a-z]|[\x0e\x0f])?|\x0f( ?[a-z]+)?")  # a mark may lack its letter
 
 LONGEST_RUN = 4096  # characters without white space; tiktoken is slow on longer words
 BORDER = re.compile(r"\s\S|\S\s")
@@ -87,17 +87,6 @@ def learn_merges(texts, n_merges):
     return tokens[256:]
 
 
-def mark_capitals(text):
-    """ " Kenya" becomes SHIFT + " kenya". Loses nothing: a SHIFT in the text becomes two."""
-    return CAPITALS.sub(
-        lambda found: (CAPS_LOCK if len(found[0].strip()) > 1 else SHIFT) + found[0].lower(), text
-    )
-
-
-def unmark_capitals(text):
-    return MARKED.sub(lambda found: (found[1] or found[2] or "").upper(), text)
-
-
 def merge(word, pair, new):
     """Replace every occurrence of the pair in the word, a list of ids, by the id `new`."""
     out, i = [], 0
@@ -108,13 +97,23 @@ def merge(word, pair, new):
     return out
 
 
+def mark_capitals(text):
+    """ " Kenya" becomes SHIFT + " kenya", and " USA" becomes CAPS_LOCK + " usa"."""
+    return CAPITALS.sub(lambda m: (CAPS_LOCK if m[1] else SHIFT) + m[0].lower(), text)
+
+
+def unmark_capitals(text):
+    """Undo mark_capitals(). text: bytes, as tokens may end inside a character."""
+    return MARKED.sub(lambda m: (m[1] or m[2] or b"").upper(), text)
+
+
 class Tokenizer:
     """A thin layer over tiktoken.Encoding, with five special ids after the ordinary ones."""
 
     def __init__(self, merges, pattern=PATTERN):
         """merges: tokens as bytes, in order of rank, with all 256 single bytes among them."""
         self.merges, self.pattern = list(merges), pattern
-        self.marks = pattern == PATTERN  # tiktoken's own encodings know nothing of our marks
+        self.marks = pattern == PATTERN  # tiktoken's own encodings have none
         ranks = {token: rank for rank, token in enumerate(self.merges)}
         special = {name: len(ranks) + i for i, name in enumerate(SPECIAL)}
         self.encoding = tiktoken.Encoding(
@@ -173,15 +172,16 @@ class Tokenizer:
 
     def decode(self, ids):
         """Ids to text. Special tokens appear by name; invalid UTF-8 becomes U+FFFD."""
-        text = self.encoding.decode(list(ids))
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def decode_bytes(self, ids):
+        text = self.encoding.decode_bytes(list(ids))
         return unmark_capitals(text) if self.marks else text
 
     def count_bytes(self, ids):
         """How many bytes of text the ids, (n,) integers, stand for. Special tokens count 0."""
-        lengths = np.array([len(token) for token in self.merges] + [0] * len(SPECIAL))
-        if self.marks:
-            lengths[[ord(SHIFT), ord(CAPS_LOCK)]] = 0
-        return int(lengths[np.asarray(ids).astype(np.int64)].sum())
+        ids = np.asarray(ids)
+        return len(self.decode_bytes(ids[ids < self.endoftext].tolist()))
 
     def state(self):
         """What from_state() needs, in types that torch.load(weights_only=True) accepts."""
