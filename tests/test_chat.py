@@ -8,8 +8,10 @@ import torch
 import compare
 from common.completion import first_paragraph, fit, respond
 from common.conversation import stream
+from common.messages import readable
 from common.pair import load_pair
 from data import Tokenizer, encode_chat
+from data.tokenizer import CAPS_LOCK, SHIFT
 from model import GPT, GPTConfig
 
 GREEDY = dict(max_new_tokens=24, temperature=0.0, top_k=None)
@@ -214,6 +216,28 @@ def test_a_letter_of_several_tokens_is_printed_when_it_is_whole(monkeypatch, cap
     assert printed[1:3] == ["", "é"] and printed[4:7] == ["", "", "한"]
 
 
+@pytest.mark.parametrize(
+    "text", ["In Kenya, the USA.", f"a {SHIFT}B{CAPS_LOCK} C", "É\ufffdA\ufffd"]
+)
+def test_a_capital_letter_is_printed_with_its_letter(text, monkeypatch, capsys):
+    tokenizer = Tokenizer.train(["the kenya usa " * 9], 266)
+    sizes = dict(block_size=64, vocab_size=tokenizer.n_vocab, n_layer=1, n_head=1, n_embd=8)
+    model, printed = GPT(GPTConfig(**sizes)), []
+
+    def generate(prompts, stop, on_token, **_):
+        for n, token in enumerate(tokens, start=1):
+            on_token(0, token)
+            printed.append(capsys.readouterr().out)
+            if token != stop:  # all that is known so far, and never anything to take back
+                whole = tokenizer.decode(tokens[:n]).rstrip("\ufffd")
+                assert "".join(printed) == readable(whole)
+
+    tokens = [*tokenizer.encode(text), tokenizer.end]
+    monkeypatch.setattr(model, "generate", generate)
+    assert stream(model, tokenizer, [1]) == text
+    assert "".join(printed) + capsys.readouterr().out == readable(text) + "\n"
+
+
 def test_an_answer_that_is_interrupted_or_cut_off_says_so(pair, talk, monkeypatch, capsys):
     model, tokenizer = pair[1].model, pair[1].tokenizer
     input_ids, _ = encode_chat([{"role": "user", "content": QUESTION}], tokenizer)
@@ -221,7 +245,8 @@ def test_an_answer_that_is_interrupted_or_cut_off_says_so(pair, talk, monkeypatc
     assert capsys.readouterr().out == f"{said} (cut off: raise --length)\n"
 
     def interrupted(prompts, stop, on_token, **_):
-        on_token(0, tokenizer.encode("A")[0])
+        for token in tokenizer.encode("A"):
+            on_token(0, token)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(model, "generate", interrupted)

@@ -22,7 +22,7 @@ def make_model(**sizes):
     defaults = dict(block_size=16, vocab_size=50, n_layer=2, n_head=2, n_embd=32)
     model = GPT(GPTConfig(**{**defaults, **sizes})).eval()
     for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.2)
+        torch.nn.init.normal_(p, std=0.3)
     return model
 
 

@@ -20,6 +20,7 @@ from common.files import read_log
 from common.page import box, curve, marks_around, page
 from common.pair import load_pair
 from data import Tokenizer
+from data.tokenizer import CAPS_LOCK, SHIFT
 from model import GPT, GPTConfig
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -120,6 +121,7 @@ def test_text_stays_text():
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", a_page("\x00\x1b[31m\x7f\x9b"))
     assert "&lt;" in box("<", True, 0.0)
     assert r"\x00\u202e" in box("\x00\u202e", False, None, 1.0)
+    assert "⇧a" in box(SHIFT + "a", True, 0.0) and "⇪" in box(CAPS_LOCK, False, None)
     assert "-0.00" not in box("a", True, -1e-9)
 
 
