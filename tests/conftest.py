@@ -10,11 +10,19 @@ import pytest
 import pretrain
 import sft
 from data import world
-from data.world import questions, strangers, tables, talks, texts, wordings
+from data.world import questions, split, strangers, tables, talks, texts, wordings
 
 ROOT = Path(__file__).parent.parent
 SIZES = "--n_layer 2 --n_embd 64 --block_size 128 --vocab_size 1000 --batch_size 8".split()
 load_all_tables, load_all_strangers = tables.load_tables, strangers.load_strangers
+
+
+def few_of_each_side(questions):
+    """Eight unknown questions of train, two of dev and two of test."""
+    sides = {side: [] for side in ("train", "dev", "test")}
+    for question in questions:
+        sides[split.side_of(question, "unknown")].append(question)
+    return [*sides["train"][:8], *sides["dev"][:2], *sides["test"][:2]]
 
 
 def load_few_tables():
@@ -34,7 +42,7 @@ def load_few_tables():
     for style in made.styles:
         style["unseen"] = style["instructions"][::4]
         style["instructions"] = [i for i in style["instructions"] if i not in style["unseen"]]
-    made.unknown = {about: made.unknown[about][:12] for about in ("-", "me")}
+    made.unknown = {about: few_of_each_side(made.unknown[about]) for about in ("-", "me")}
     return made
 
 

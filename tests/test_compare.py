@@ -229,7 +229,7 @@ def test_what_counts_as_refusing(text, refused):
 
 def test_all_our_refusals_are_refusals():
     texts = load_refusals()
-    assert len(texts) > 3 and all(map(refuses, texts))
+    assert texts and all(map(refuses, texts))
 
 
 @pytest.mark.parametrize(
