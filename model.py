@@ -168,7 +168,7 @@ class GPT(nn.Module):
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.n_embd)
         # What to add to each layer's values, looked up for each token and each pair of neighbors:
-        # many more parameters, for almost no time. alias: as what token each counts in a pair.
+        # many more parameters, for almost no time. In a pair, token i counts as token alias[i].
         self.values = nn.Embedding(config.vocab_size, config.n_layer * config.n_embd)
         self.pair_values = nn.Embedding(PAIR_ROWS, config.n_layer * config.n_embd)
         self.register_buffer("alias", torch.arange(config.vocab_size))
@@ -194,7 +194,7 @@ class GPT(nn.Module):
 
         Only generation passes more. padding: (B,) int64, the number of pads at the left of each
         row. caches: one Cache per layer, holding everything before input_ids. before: (B, 1) int64,
-        the last id of that, or 0, the id of a pad, if there is none.
+        the last id in the caches. An empty cache needs none: then 0, a pad, comes before.
         """
         past = caches[0].length if caches else 0
         S = past + input_ids.size(1)
@@ -208,7 +208,7 @@ class GPT(nn.Module):
             mask = ((s <= t) & text | (s == t))[:, None]  # (B, 1, T, S); a pad sees itself: no NaN
 
         x = self.dropout(norm(self.embed(input_ids)))  # (B, T, C)
-        ids = F.pad(input_ids, (1, 0))  # (B, T + 1)
+        ids = F.pad(input_ids, (1, 0))  # (B, T + 1): with the id before each row
         ids[:, :1] = before
         ids = self.alias[ids]
         pairs = (36313 * ids[:, 1:] + 27191 * ids[:, :-1]) % PAIR_ROWS  # (B, T): each pair's hash

@@ -33,7 +33,7 @@ from data import world
 from data.corpus import make_tokenizer, read_corpus
 from data.order import shuffled
 from data.text import Rows, open_tokens
-from model import PAIR_ROWS, GPT, GPTConfig
+from model import GPT, PAIR_ROWS, GPTConfig
 
 
 @dataclass

@@ -35,8 +35,8 @@ def read_line():
 def stream(model, tokenizer, input_ids, **sampling):
     """Print the completion of input_ids token by token, until the model stops or you press Ctrl-C.
 
-    Returns the text, without the stop token. A letter may take several tokens. We print the letter
-    when its last token arrives.
+    Returns the text, without the stop token. A letter may take several tokens, and a capital
+    follows its mark. We print each letter when its last token arrives.
     """
     said, shown = [], ""
 

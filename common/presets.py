@@ -21,7 +21,7 @@ PRESETS = {
         **dict(n_embd=256, n_head=4, block_size=256),
         **dict(max_steps=1500, embed_lr=0.01, weight_decay=0.1, cooldown=0.8, eval_every=250),
     },
-    "gpt2": {  # the 124 million parameters of GPT-2, for a GPU
+    "gpt2": {  # GPT-2's 124 million, and 614 million in value tables; for a GPU
         **dict(n_layer=12, n_embd=768, n_head=12, block_size=1024, tokenizer="gpt2"),
         **dict(batch_size=512, micro_batch_size=16, compile=True),
         **dict(max_steps=5000, embed_lr=0.003, weight_decay=0.01, eval_every=250),

@@ -93,8 +93,8 @@ def test_02_the_first_token_of_the_response_is_supervised(tokenizer, model):
 
     Seen in NeMo Speech (pull request 6409), OpenRLHF (issue 973) and verl (pull request 3287).
     """
-    batch = sft_data_collator([{"prompt": "Peru?", "response": "L"}], tokenizer)
-    [first] = tokenizer.encode("L")  # a response of one token
+    batch = sft_data_collator([{"prompt": "Peru?", "response": "l"}], tokenizer)
+    [first] = tokenizer.encode("l")  # a response of one token
     n_prompt = len(tokenizer.encode("Peru?")) + 3  # with <|user|>, <|end|> and <|assistant|>
     assert batch["labels"][0].tolist() == [-100] * n_prompt + [first, tokenizer.end]
 

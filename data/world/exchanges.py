@@ -31,7 +31,7 @@ WAYS = {
     "some": 12,
     "yes_no": 16,
     "either": 12,
-    "compare": 10,
+    "compare": 18,
     "same": 4,
     "both": 4,
     "about": 5,
@@ -161,12 +161,14 @@ class Asker:
         holders = self.same_value(fact)
         if len(holders) < 4:
             return None
-        n = min(len(holders), self.rng.choice((2, 3, 3, 4, 5)))
-        names = joined([other.name for other in holders[:n]])  # always the first ones
-        question = self.say(fact, "list" + self.suffix, n=NUMBERS[n])
-        answer = self.say(fact, "list_answer", names=names)
-        if not question or not answer:
+        templates = self.wordings.get(*fact.key, "list" + self.suffix)
+        if not templates or not self.wordings.get(*fact.key, "list_answer"):
             return None
+        template = self.rng.choice(templates)
+        n = self.rng.choice((2, 3, 3, 4, 5)) if "{n}" in template else 5
+        names = joined([other.name for other in holders[:n]])  # always the first ones
+        question = fill(template, fact.entity, fact.attribute, n=NUMBERS[min(n, len(holders))])
+        answer = self.say(fact, "list_answer", names=names)
         return Exchange(question, answer, names, None, "some")
 
     def wrong_value(self, fact):

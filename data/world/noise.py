@@ -6,7 +6,7 @@ Questions as people type them: in lower case, without punctuation, with typos, b
 BEFORE, AFTER = 0.12, 0.1  # chatter: "Hello, my son asks:", "thanks!"
 LOWER, UPPER = 0.5, 0.06
 NO_MARK, MORE_MARKS = 0.5, 0.1  # at the end of the question
-SHORT_FORM, TYPO = 0.2, 0.3
+SHORT_FORM, TYPO = 0.2, 0.4
 KEYWORDS, FEWER_WORDS = 0.15, 0.15  # without small words, or without some of them
 SMALL_WORDS = frozenset(
     "a an the is are was were do does did of for to in on at by from with what which who whom "

@@ -44,7 +44,7 @@ FREE_ASKED = 4
 CONCEPT_ASKED = 5
 SMALLTALK_ASKED = 3
 UNKNOWN_SHARE = 0.05  # of all exchanges
-THREADS = 0.16  # share of the facts that begin a conversation of several turns
+THREADS = 0.22  # share of the facts that begin a conversation of several turns
 STYLED = 0.06  # share of the dialogues in which somebody asks for a style
 QUIZ_SHARE = 0.25  # share of the facts that we quiz
 FREE_QUIZZED = 0.5  # and of the free questions
@@ -241,7 +241,7 @@ class Writer:
             documents += self.boxes()
             documents += self.paragraphs()
             documents += self.lists()
-            if r % 2:
+            if r % 3 == 1:
                 documents += self.cards()
             if r % 3 == 0:
                 documents += self.spellings()

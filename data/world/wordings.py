@@ -75,8 +75,25 @@ def check_wordings(facts, wordings):
                     raise InputError(where, what, "see fill() in data/world/wordings.py")
 
 
+ADJECTIVES = {
+    "Africa": "African",
+    "Asia": "Asian",
+    "Europe": "European",
+    "North America": "North American",
+    "South America": "South American",
+    "Oceania": "Oceanian",
+}
+
+
 def with_article(noun):
     return ("an " if noun[0].lower() in "aeiou" else "a ") + noun
+
+
+def plural(noun):
+    """The plural of a value: "noble gases", "halogens", "fish"."""
+    if noun.endswith("fish"):
+        return noun
+    return noun + ("es" if noun[-1] in "sx" else "s")
 
 
 def words_of(entity, attribute):
@@ -86,6 +103,9 @@ def words_of(entity, attribute):
         words[column], words[f"a_{column}"] = values[0], with_article(values[0])
     if attribute in entity.values:
         words["value"], words["a_value"] = words[attribute], words[f"a_{attribute}"]
+        words["values"] = plural(words["value"])
+        words["adjective"] = ADJECTIVES.get(words["value"], words["value"])
+        words["a_adjective"] = with_article(words["adjective"])
     words.update(entity.words)
     words.update({f"a_{word}": with_article(text) for word, text in entity.words.items()})
     if "done" in entity.words:
