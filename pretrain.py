@@ -46,13 +46,13 @@ class TrainConfig:
     resume: bool = setting(False, "continue a run that was stopped")
     batch_size: int = setting(16, "rows in one optimizer step, over all processes", 1, 10**6)
     micro_batch_size: int = setting(0, "rows per forward pass, to save memory; 0 means all", 0)
-    max_steps: int = setting(1350, "optimizer steps")
+    max_steps: int = setting(1200, "optimizer steps")
     lr: float = setting(0.02, "learning rate of the matrices inside the blocks (Muon)")
     embed_lr: float = setting(0.04, "learning rate of the embedding, also the head (AdamW)")
     weight_decay: float = setting(0.0, "how strongly to pull the matrices toward zero")
     warmup: float = setting(0.02, "fraction of steps for warmup: at the start, rates rise", 0, 1)
     cooldown: float = setting(0.6, "fraction of steps for cooldown: at the end, rates fall", 0, 1)
-    eval_every: int = setting(670, "steps between validations; each waits for a multiple of 10")
+    eval_every: int = setting(600, "steps between validations; each waits for a multiple of 10")
 
 
 @dataclass
