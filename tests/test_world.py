@@ -163,7 +163,8 @@ def test_every_attribute_has_wordings_of_every_kind(made):
         for use, templates in uses.items():
             expected = MENTIONS.get(use.removesuffix("_unseen"))
             for text in templates:
-                found = mentions(text, "name", "plural"), mentions(text, "value", key[1])
+                value = ("value", "values", "adjective", key[1])  # "an African country"
+                found = mentions(text, "name", "plural"), mentions(text, *value)
                 assert expected is None or found == expected, (key, use, text)
                 assert use.split("_")[0] not in ("more", "less") or mentions(text, "name2"), text
                 assert not use.startswith("either") or mentions(text, "other"), text
