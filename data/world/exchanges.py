@@ -306,7 +306,9 @@ class Asker:
         name = self.inventor.name(fact.entity.table)
         use = "unseen" if self.unseen else self.rng.choice(("ask", "request", "request"))
         if self.rng.random() < 0.15 and self.wordings.get(*fact.key, "back" + self.suffix):
-            values = dict(value=name, a_value=with_article(name))
+            a_name = with_article(name)
+            values = dict(value=name, a_value=a_name, adjective=name, a_adjective=a_name)
+            values["values"] = plural_of(name)
             return self.say(fact, "back" + self.suffix, **values)
         words = dict(name=name, a_name=with_article(name), plural=plural_of(name))
         if self.rng.random() < 0.1:
