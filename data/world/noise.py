@@ -6,7 +6,8 @@ Questions as people type them: in lower case, without punctuation, with typos, b
 BEFORE, AFTER = 0.12, 0.1  # chatter: "Hello, my son asks:", "thanks!"
 LOWER, UPPER = 0.5, 0.06
 NO_MARK, MORE_MARKS = 0.5, 0.1  # at the end of the question
-SHORT_FORM, TYPO = 0.2, 0.4
+SHORT_FORM, TYPO = 0.2, 0.3
+NAME_TYPO = 0.2  # a typo in the name itself, where people make most of them
 KEYWORDS, FEWER_WORDS = 0.15, 0.15  # without small words, or without some of them
 SMALL_WORDS = frozenset(
     "a an the is are was were do does did of for to in on at by from with what which who whom "
@@ -128,14 +129,19 @@ def with_fewer_words(text, share, rng):
     return short + mark if len(kept) > 1 else text
 
 
-def as_typed(question, rng, before, after):
-    """The question as somebody might type it. before, after: chatter to put around it."""
+def as_typed(question, rng, before, after, name=""):
+    """The question as somebody might type it. before, after: chatter to put around it.
+
+    name: what the question is about, and what is often misspelled.
+    """
     text = question
     if rng.random() < KEYWORDS:
         text = with_fewer_words(text, 1.0, rng)
     elif rng.random() < FEWER_WORDS:
         text = with_fewer_words(text, 0.5, rng)
-    if rng.random() < TYPO:
+    if name and rng.random() < NAME_TYPO:
+        text = text.replace(name, misspelled(name, rng))
+    elif rng.random() < TYPO:
         text = with_typos(text, rng)
     if rng.random() < SHORT_FORM:
         words = text.split(" ")

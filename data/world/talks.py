@@ -46,7 +46,7 @@ def conversations(writer, names, texts):
         if rng.random() < STYLED and exchanges[0].value:
             talks.append(styled(writer, exchanges))
         else:
-            talks.append(sum((turn(writer.typed(e.question), e.answer) for e in exchanges), []))
+            talks.append(sum((turn(writer.typed(e), e.answer) for e in exchanges), []))
     talks = without(talks, names)
     asked = Strangers(texts).asked
     talks = [talk for talk in talks if not any(asked(message["content"]) for message in talk)]
@@ -64,7 +64,7 @@ def styled(writer, exchanges):
         exchanges = [exchange for exchange in exchanges if exchange.value]
     talk = [{"role": "system", "content": rng.choice(style["instructions"])}]
     for exchange in exchanges:
-        talk += turn(writer.typed(exchange.question), in_style(style, exchange))
+        talk += turn(writer.typed(exchange), in_style(style, exchange))
     return talk
 
 

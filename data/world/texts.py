@@ -10,6 +10,7 @@ Many facts also appear in quizzes with options A) to D). That's why the base mod
 question with options, and not with an answer.
 """
 
+from data.world.names import bare
 from data.world.noise import as_typed, misspelled
 from data.world.strangers import Strangers
 from data.world.tables import FreeQuestion
@@ -167,12 +168,13 @@ class Writer:
         for fact in self.rng.sample(facts, int(len(facts) * THREADS)):
             yield self.dialogue(self.threads.thread(fact, self.rng.randint(2, 5)))
 
-    def typed(self, text):
-        """The text as somebody might type it."""
+    def typed(self, exchange):
+        """The question of an exchange as somebody might type it."""
         if self.rng.random() > self.noise:
-            return text
+            return exchange.question
+        name = bare(exchange.fact.name) if exchange.fact else ""
         chatter = self.tables.chatter
-        return as_typed(text, self.rng, chatter["before"], chatter["after"])
+        return as_typed(exchange.question, self.rng, chatter["before"], chatter["after"], name)
 
     def dialogue(self, exchanges, style=False):
         rng = self.rng
@@ -185,7 +187,7 @@ class Writer:
         if style:
             pairs = self.styled(exchanges, ("\n", " "))
         else:
-            pairs = [(self.typed(exchange.question), exchange.answer) for exchange in exchanges]
+            pairs = [(self.typed(exchange), exchange.answer) for exchange in exchanges]
         asked = [exchange.question for exchange in exchanges] + [question for question, _ in pairs]
         if any(map(self.strangers.asked, asked)):
             return None
@@ -202,7 +204,7 @@ class Writer:
             exchanges = [e for e in exchanges if e.value] or [
                 self.asker.plain(rng.choice(self.asker.facts))
             ]
-        pairs = [(self.typed(e.question), in_style(style, e)) for e in exchanges]
+        pairs = [(self.typed(e), in_style(style, e)) for e in exchanges]
         instruction, gap = rng.choice(style["instructions"]), rng.choice(gaps)
         first, answer = pairs[0]
         first = instruction + gap + first if rng.random() < 0.8 else first + gap + instruction
