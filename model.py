@@ -123,7 +123,7 @@ class Attention(nn.Module):
         weight = torch.cat((self.query.weight, self.key.weight, self.value.weight))  # (3C, C)
         qkv = F.linear(x, weight).view(B, T, 3 * self.n_head, C // self.n_head).transpose(1, 2)
         qk, v = qkv.split([2 * self.n_head, self.n_head], dim=1)  # v: passes on, (B, H, T, D)
-        q, k = rotate(norm(qk), *rotary).chunk(2, dim=1)  # looks for, offers; scores stay small
+        q, k = rotate(norm(qk), *rotary).chunk(2, dim=1)  # q asks, k offers; norm: small scores
         if cache is not None:
             k, v = cache.append(k, v)  # (B, H, S, D): all earlier positions, then these
         y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
