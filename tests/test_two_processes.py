@@ -133,9 +133,9 @@ def text(tmp_path):
 
 
 def test_two_processes_end_with_exit_code_0(torchrun, text, tmp_path):
-    """They exit by themselves: nothing cuts the interpreter's shutdown short."""
+    """They end before Python takes itself apart, which could abort them: see leave()."""
     options = [*text, "--max_steps", "10", "--device", "cpu", "--out", str(tmp_path / "out")]
-    assert torchrun("pretrain.py", *options).count("An interpreter has shut down.") == 2
+    assert "An interpreter has shut down." not in torchrun("pretrain.py", *options)
     assert (tmp_path / "out" / "base.pt").exists()
 
 
