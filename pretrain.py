@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from common.device import check_memory, processes, say, start
+from common.device import check_memory, leave, processes, say, start
 from common.evaluation import text_loss
 from common.messages import InputError, clock, command
 from common.optimizer import make_optimizers
@@ -196,3 +196,4 @@ def main(argv=None):
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -26,7 +26,7 @@ import torch
 
 import compare
 from common.checkpoint import read_checkpoint, world_of
-from common.device import processes, say, start
+from common.device import leave, processes, say, start
 from common.evaluation import mean_loss
 from common.files import read_json
 from common.messages import InputError, clock, command
@@ -245,3 +245,4 @@ def main(argv=None):
 
 if __name__ == "__main__":
     main()
+    leave()

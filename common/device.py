@@ -110,6 +110,24 @@ def start(device, seed):
         backend = "nccl" if device.startswith("cuda") else "gloo"
         patience = datetime.timedelta(days=1)  # the others wait while the first encodes the text
         dist.init_process_group(backend, timeout=patience)
-        atexit.register(dist.destroy_process_group)
+        atexit.register(end_group)
     torch.manual_seed(seed)
     return device
+
+
+def end_group():
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def leave():
+    """Under torchrun, end the process here, now that all is done. Otherwise do nothing.
+
+    A thread of torch's that is still alive while Python takes itself apart can abort the process
+    (pytorch pull request 179291). It is rare, but torchrun then calls the whole run a failure.
+    """
+    if dist.is_initialized():
+        end_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
