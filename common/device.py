@@ -110,14 +110,9 @@ def start(device, seed):
         backend = "nccl" if device.startswith("cuda") else "gloo"
         patience = datetime.timedelta(days=1)  # the others wait while the first encodes the text
         dist.init_process_group(backend, timeout=patience)
-        atexit.register(end_group)
+        atexit.register(dist.destroy_process_group)
     torch.manual_seed(seed)
     return device
-
-
-def end_group():
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def leave():
@@ -127,7 +122,7 @@ def leave():
     (pytorch pull request 179291). It is rare, but torchrun then calls the whole run a failure.
     """
     if dist.is_initialized():
-        end_group()
+        dist.destroy_process_group()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(0)  # no atexit handlers either: the group is gone
