@@ -133,11 +133,7 @@ def text(tmp_path):
 
 
 def test_two_processes_end_with_exit_code_0(torchrun, text, tmp_path):
-<<<<<<< HEAD
-    """And by themselves, without cutting the interpreter's shutdown short."""
-=======
     """They end before Python takes itself apart, which could abort them: see leave()."""
->>>>>>> b6ea71c (Test: two processes end before Python takes itself apart)
     options = [*text, "--max_steps", "10", "--device", "cpu", "--out", str(tmp_path / "out")]
     assert "An interpreter has shut down." not in torchrun("pretrain.py", *options)
     assert (tmp_path / "out" / "base.pt").exists()
