@@ -4,6 +4,7 @@ Exchanges: a question and its answer. Facts are asked for from all sides.
     plain       What is the capital of Kenya?           The capital of Kenya is Nairobi.
     back        Which country has Nairobi as capital?   Nairobi is the capital of Kenya.
     some        Name two countries in Africa.           Algeria and Angola are countries in Africa.
+    members     Name two planets.                       Mercury and Venus are planets.
     yes_no      Is Mombasa the capital of Kenya?        The capital of Kenya is Nairobi.
     either      Is Kenya in Africa or in Asia?          The continent of Kenya is Africa.
     compare     Which came first, the ... or the ...?   ..., so the ... came first.
@@ -159,7 +160,7 @@ class Asker:
 
     def some(self, fact):
         holders = self.same_value(fact)
-        if len(holders) < 4:
+        if len(holders) < 2:
             return None
         templates = self.wordings.get(*fact.key, "list" + self.suffix)
         if not templates or not self.wordings.get(*fact.key, "list_answer"):
@@ -170,6 +171,17 @@ class Asker:
         question = fill(template, fact.entity, fact.attribute, n=NUMBERS[min(n, len(holders))])
         answer = self.say(fact, "list_answer", names=names)
         return Exchange(question, answer, names, None, "some")
+
+    def members(self, table):
+        """The first few of a table, or all of a short table if the question gives no number."""
+        entities = self.by_table[table]
+        template = self.rng.choice(self.wordings.get(table, "*", "list" + self.suffix))
+        n = self.rng.choice((2, 3, 3, 4, 5)) if "{n}" in template or len(entities) > 10 else 10
+        entities = entities[:n]
+        names = joined([entity.name for entity in entities])
+        question = fill(template, entities[0], "*", n=NUMBERS.get(len(entities)))
+        (answer,) = self.wordings.get(table, "*", "list_answer")
+        return Exchange(question, fill(answer, entities[0], "*", names=names), names)
 
     def wrong_value(self, fact):
         others = [value for value in self.values[fact.key] if value not in fact.values]

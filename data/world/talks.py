@@ -10,6 +10,7 @@ from data.world.texts import in_style
 FACT_ASKED = 8
 FREE_ASKED = 12
 LISTS_ASKED = 15
+MEMBERS_ASKED = 60
 CONCEPT_ASKED = 5
 SMALLTALK_ASKED = 15
 UNKNOWN_SHARE = 0.1
@@ -33,6 +34,7 @@ def conversations(writer, names, texts):
     found += [[asker.ask_free(free)] for free in asker.free * FREE_ASKED]
     lists = [facts[0] for facts in asker.holders.values() if len(facts) >= 4]
     found += [[asker.some(fact) or asker.plain(fact)] for fact in lists * LISTS_ASKED]
+    found += [[asker.members(table)] for table in asker.by_table for _ in range(MEMBERS_ASKED)]
     for concept in asker.concepts * CONCEPT_ASKED:
         found += [[asker.explain(concept, form)] for form in FORMS]
     found += [[asker.chat(row)] for row in writer.tables.smalltalk * SMALLTALK_ASKED]

@@ -40,6 +40,7 @@ ENTRIES = 0.4  # share of the entities that get an entry in each round, and as m
 # How often each round asks for a thing, in dialogues.
 PLAIN = 0.5
 LISTS_ASKED = 3
+MEMBERS_ASKED = 8
 OTHER_WAYS = 0.25
 FREE_ASKED = 4
 CONCEPT_ASKED = 5
@@ -119,7 +120,7 @@ class Writer:
     def lists(self):
         """What has a value in common: The noble gases are helium, neon and argon."""
         for (key, _), facts in self.asker.holders.items():
-            if len(facts) < 4 or not self.asker.wordings.get(*key, "list_all"):
+            if len(facts) < 2 or not self.asker.wordings.get(*key, "list_all"):
                 continue
             for i in range(0, len(facts), 10):
                 names = [fact.name for fact in facts[i : i + 10]]
@@ -149,7 +150,8 @@ class Writer:
             found += [asker.plain(fact)] * (rng.random() < PLAIN) + [asker.plain(fact)] * hard
         for facts in asker.holders.values():
             found += [asker.back(facts[0])]
-            found += [asker.some(facts[0]) for _ in range(LISTS_ASKED)]
+            found += [asker.some(facts[0]) for _ in range(LISTS_ASKED if len(facts) >= 4 else 1)]
+        found += [asker.members(table) for table in asker.by_table for _ in range(MEMBERS_ASKED)]
         for fact in rng.sample(asker.weighted(), int(len(asker.weighted()) * OTHER_WAYS)):
             found.append(asker.ask(fact))
         found = [exchange for exchange in found if exchange]

@@ -99,6 +99,7 @@ def plural(noun):
 def words_of(entity, attribute):
     """What a template about an entity may mention: {placeholder: text}."""
     words = {"name": entity.name, "a_name": with_article(entity.name), "attribute": attribute}
+    words["table"] = entity.table
     for column, values in entity.values.items():
         words[column], words[f"a_{column}"] = values[0], with_article(values[0])
     if attribute in entity.values:
