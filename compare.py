@@ -1,7 +1,7 @@
 """
 Look at what you trained: the base model beside the tuned one.
 
-    python compare.py           # held-out scores, some prompts with both completions, and a page
+    python compare.py           # held-out scores, prompts with both completions, and an HTML page
     python compare.py --ask "What is the capital of Kenya?"      # ask both models once
     python compare.py --chat    # talk to the tuned model
     python compare.py --chat --system "Talk like a pirate."      # in another style
@@ -136,7 +136,7 @@ def talk(base, tuned, system, **sampling):
     system: messages that the conversation begins with, at most one system message.
     """
     prepare_input()
-    print("Ask a question. /base asks the base model the same, /reset starts over, /quit leaves.")
+    print("Ask a question. /base asks the base model too, /reset starts over, /quit leaves.")
     try:
         converse(base, tuned, system, **sampling)
     except (EOFError, KeyboardInterrupt):
@@ -194,11 +194,11 @@ def parse_arguments(argv):
     option("--side", choices=("dev", "test"), default="test", help=what)
     option("--device", default="auto", help="cuda, mps or cpu (default: the first available)")
     option = parser.add_argument_group("with --ask and --chat").add_argument
-    what = "0 (default) always takes the likeliest token; above 0, it samples"
+    what = "at 0 (default), always take the likeliest token; above 0, sample"
     option("--temperature", type=float, default=0.0, metavar="X", help=what)
     option("--top_k", type=int, metavar="N", help="sample from the N likeliest tokens only")
     option(
-        "--length", type=int, default=64, metavar="N", help="max tokens per answer (default: 64)"
+        "--length", type=int, default=64, metavar="N", help="token limit per answer (default: 64)"
     )
     args = parser.parse_args(argv)
     for name, least, most in (("temperature", 0, 100), ("top_k", 1, 10**6), ("length", 1, 10**6)):

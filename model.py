@@ -13,7 +13,7 @@ Ideas: the transformer (arXiv 1706.03762), GPT-2's normalization before each lay
 embeddings (arXiv 2410.17897), squared ReLU (arXiv 2109.08668). In shapes: B rows in a batch, T
 positions, S positions that attention sees, C = n_embd, H heads of D = C / H numbers each,
 V = vocab_size, N targets (labels that aren't -100).
-Training uses neither padding nor caches: skip both on a first reading.
+Only generation passes `padding` and `caches`: skip both on a first reading.
 """
 
 from dataclasses import astuple, dataclass
@@ -131,7 +131,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two matrices with a squared ReLU between them, for each position by itself."""
+    """Two matrices with a squared ReLU between them, applied to each position separately."""
 
     def __init__(self, config):
         super().__init__()

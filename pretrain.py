@@ -48,11 +48,11 @@ class TrainConfig:
     micro_batch_size: int = setting(0, "rows per forward pass, to save memory; 0 means all", 0)
     max_steps: int = setting(1200, "optimizer steps")
     lr: float = setting(0.02, "learning rate of the matrices inside the blocks (Muon)")
-    embed_lr: float = setting(0.04, "learning rate of the embedding, also the head (AdamW)")
+    embed_lr: float = setting(0.04, "learning rate of the embedding, which is the head too (AdamW)")
     weight_decay: float = setting(0.0, "how strongly to pull the matrices toward zero")
     warmup: float = setting(0.02, "fraction of steps for warmup: at the start, rates rise", 0, 1)
     cooldown: float = setting(0.6, "fraction of steps for cooldown: at the end, rates fall", 0, 1)
-    eval_every: int = setting(600, "steps between validations; each waits for a multiple of 10")
+    eval_every: int = setting(600, "steps between validations; they fall on multiples of 10")
 
 
 @dataclass

@@ -47,9 +47,9 @@ class SFTConfig(TrainConfig):
     max_steps: int = setting(400, "optimizer steps")
     # Low rates: higher ones make the model memorize the conversations and forget the rest.
     lr: float = setting(0.002, "learning rate of the matrices inside the blocks (Muon)")
-    embed_lr: float = setting(0.01, "learning rate of the special tokens' embedding (AdamW)")
+    embed_lr: float = setting(0.01, "learning rate of the embedding rows that we train (AdamW)")
     cooldown: float = setting(0.8, "fraction of steps for cooldown: at the end, rates fall", 0, 1)
-    eval_every: int = setting(200, "steps between validations; each waits for a multiple of 10")
+    eval_every: int = setting(200, "steps between validations; they fall on multiples of 10")
 
 
 def as_messages(example):
@@ -77,8 +77,8 @@ def as_messages(example):
 def encode(example, tokenizer, block_size=None):
     """A conversation as {"input_ids", "labels"}, two lists, or None if nothing is left to learn.
 
-    If the conversation is longer than block_size, we drop its oldest question and answer, again and
-    again. A system message stays. Raises ValueError if malformed or if the assistant says nothing.
+    If the conversation is longer than block_size, we drop its oldest questions and answers until it
+    fits. A system message stays. Raises ValueError if malformed or if the assistant says nothing.
     """
     messages = as_messages(example)
     input_ids, supervised = encode_chat(messages, tokenizer)
@@ -99,7 +99,7 @@ def encode(example, tokenizer, block_size=None):
 def sft_data_collator(batch, tokenizer, block_size=None):
     """Turn conversations into a batch with the same two keys as in pretraining.
 
-    batch: conversations in any form of as_messages(), or already encoded by encode().
+    batch: conversations in any form that as_messages() takes, or already encoded by encode().
     Returns {"input_ids", "labels"}, (B, T) int64 each, padded at the right with <|pad|>, labeled
     -100. Drops a conversation with no answer left within block_size. Raises ValueError for a
     malformed conversation, and if none is left.
@@ -235,7 +235,7 @@ def main(argv=None):
     loss = f"; held-out loss {last['val_loss']:.3f} nats per token" if held_out else ""
     say(f"\nSaved as {run.path} ({clock(run.elapsed())}{loss}).")
     if config.random_weights:
-        return say(f"Next: python compare.py --out {out} shows all three models.")
+        return say(f"Next: python compare.py --out {out}  (the control gets a column of its own)")
     if last["loss"] > 0.5:  # then the model hardly answers, not even what it was trained on
         todo = f"Try --lr {5 * config.lr:g}" if times > 5 else "Pretrain longer, or try more steps"
         say(f"The training loss is still {last['loss']:.2f} nats per token. {todo}.")

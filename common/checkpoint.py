@@ -122,7 +122,7 @@ def load(path, device="cpu"):
 def world_of(base):
     """The folder of the embedded world that a base model was trained on.
 
-    base: a Checkpoint. Returns None if it read another text, or if the folder is gone. Raises
+    base: a Checkpoint. Returns None if the model read other text, or if the folder is gone. Raises
     InputError if the folder belongs to another run.
     """
     folder = base.path.with_name("world")

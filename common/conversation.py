@@ -68,7 +68,7 @@ def token_by_token(base, tuned, talks):
 
     base, tuned: Checkpoints. talks: [(prompt, response)]. We take the first talk whose response
     begins within the block. Returns [{"text", "supervised", "base", "tuned"}], losses in nats, or
-    [] if no talk fits. If a token is only part of a letter, its text shows the bytes: "\\xea".
+    [] if no talk fits. If a token is only part of a character, its text shows the bytes: "\\xea".
     """
     block_size = min(base.model.config.block_size, tuned.model.config.block_size)
     for prompt, response in talks:

@@ -28,9 +28,9 @@ def mean_loss(model, batches):
 
 
 def text_loss(model, tokens, tokenizer):
-    """How well the model predicts every token of a text except the first. tokens: (n,) integers.
+    """How well a model predicts a text, except its first token and leftovers that don't fill a row.
 
-    Returns (nats per token, bits per byte of the text).
+    tokens: (n,) integers. Returns (nats per token, bits per byte of the text).
     """
     rows = Rows(tokens, model.config.block_size)
     size = max(1, 4096 // model.config.block_size)  # rows at a time

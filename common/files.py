@@ -60,7 +60,7 @@ def find_files(paths):
             found = [p for p in inside if p.is_file()]
             if not found:
                 what = "the folder holds no .txt or .md file"
-                raise InputError(path, what, "name the files themselves")
+                raise InputError(path, what, "name the files instead of the folder")
             files += found
         else:
             check_file(path)
@@ -110,7 +110,7 @@ def read_json(path):
                 entries.append((f"{path} line {number}", entry))
     for where, entry in entries:
         if is_too_deep(entry):
-            what = f"the JSON is nested too much (more than {DEEPEST} levels deep)"
+            what = f"the JSON has too much nesting (more than {DEEPEST} levels deep)"
             raise InputError(where, what, "nest lists and objects less deeply")
     if not entries:
         raise InputError(path, "the file holds nothing", "give at least one entry")

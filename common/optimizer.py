@@ -31,9 +31,9 @@ class Muon(torch.optim.Optimizer):
     """MomentUm Orthogonalized by Newton-Schulz (kellerjordan.github.io/posts/muon, 2024).
 
     The same update as torch.optim.Muon. We write it out because torch's always uses bfloat16,
-    about 100 times slower than float32 on a processor without such instructions. Ours also sends
-    all matrices of one shape through the iteration together. The momentum is 0.9, not the usual
-    0.95: runs of a few hundred steps gain from forgetting sooner.
+    about 100 times slower than float32 on a processor without bfloat16 instructions. Ours also
+    sends all matrices of one shape through the iteration together. The momentum is 0.9, not the
+    usual 0.95: runs of a few hundred steps gain from forgetting sooner.
     """
 
     def __init__(self, params, lr, momentum=0.9, weight_decay=0.0):

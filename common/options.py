@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def not_empty(text):
-    """argparse's type for options that name something."""
+    """An argparse type for names and paths: not empty, and without a NUL byte."""
     if not text:
         raise argparse.ArgumentTypeError("must not be empty")
     if "\0" in text:

@@ -78,7 +78,7 @@ def safe(text):
 def page(paths, logs, talk, examples, table):
     """The whole page, a str.
 
-    paths: of the base and the tuned checkpoint. logs: of (title, path, rows), see curve().
+    paths: to the base and the tuned checkpoint. logs: (title, path, rows) per stage, see curve().
     talk: {"source", "tokens"}, see conversation(). examples: [{"prompt", "base", "tuned"}].
     table: a heading and its rows, see score_table(), or None.
     """
@@ -99,7 +99,7 @@ def page(paths, logs, talk, examples, table):
 
 
 def score_rows(heading, rows):
-    """The scores as a table. rows: all str, the first row its head."""
+    """The scores as a table. rows: lists of str; the first one is the header."""
     html = ""
     for i, row in enumerate(rows):
         tag = "td" if i else "th"
@@ -159,7 +159,7 @@ def distance_between_marks(last):
 def curve(title, path, rows):
     """The losses of one stage, as a figure.
 
-    path, rows: of its log. A row holds step, loss and perhaps val_loss, in nats per token.
+    path, rows: of the stage's log. A row holds step, loss and perhaps val_loss, in nats per token.
     """
     training, validation = points(rows, "loss"), points(rows, "val_loss")
     if not training:

@@ -140,7 +140,7 @@ class Run:
         checkpoint = Checkpoint(self.path, self.model, tokenizer, about)
         save(checkpoint, self.previous)
         self.forget()
-        if self.ctrl_c.pressed:  # in the last steps: the model is complete, but do no more
+        if self.ctrl_c.pressed:  # in the last steps: the model is complete, so just stop
             print(f"\nFinished: the model is in {self.path}.")
             raise KeyboardInterrupt("saved")
         return checkpoint
@@ -178,7 +178,7 @@ class Run:
         return bool(flags)
 
     def check_finite(self, losses):
-        """Raise InputError if a loss or a weight is NaN or infinite, before that is saved."""
+        """Raise InputError if a loss or a weight is NaN or infinite, before anything is saved."""
         where, what = self.step, None
         if not all(p.isfinite().all() for p in self.model.parameters()):
             what = "a weight is NaN or infinite"

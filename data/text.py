@@ -109,7 +109,7 @@ def fills_a_row(documents, n_characters, tokenizer, block_size):
     return n >= block_size
 
 
-# Files of tokens: integers of 2 or 4 bytes. Beside each one, a stamp says what it was made from.
+# Files of tokens: integers of 2 or 4 bytes. Beside each file, a stamp says what it was made from.
 
 
 def write_tokens(documents, tokenizer, path, fingerprint, n_characters):
@@ -181,7 +181,7 @@ class TokenFile(np.memmap):
 def open_tokens(path, tokenizer):
     """The tokens of a file that write_tokens() made, as an array (n,). This reads none of them yet.
 
-    Raises InputError if the size is wrong. A wrong id raises one later, when it is read.
+    Raises InputError if the size is wrong. A wrong id raises InputError later, when you take it.
     """
     size, dtype = path.stat().st_size, dtype_of(tokenizer)
     complete = read_stamp(path).endswith(f" {size}")

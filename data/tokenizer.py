@@ -156,7 +156,7 @@ class Tokenizer:
         return [i for piece in self.pieces(text) for i in self.encoding.encode_ordinary(piece)]
 
     def encode_to_array(self, text):
-        """Like encode(), but an array, (n,) uint32. For large texts, on several threads."""
+        """Like encode(), but an array, (n,) uint32. write_tokens() calls it on several threads."""
         encode = self.encoding.encode_to_numpy
         return np.concatenate([encode(p, disallowed_special=()) for p in self.pieces(text)])
 
@@ -193,7 +193,7 @@ class Tokenizer:
         """The tokenizer with this state(). Raises ValueError if it could not encode every text."""
         merges = [token.encode("latin-1") for token in state["merges"]]
         if len(set(merges)) < len(merges) or not {bytes([b]) for b in range(256)} <= set(merges):
-            raise ValueError("a token occurs twice, or a byte has none")
+            raise ValueError("a token occurs twice, or a byte has no token")
         probe = "".join(map(chr, range(1, 127))) + " a word, 42 more.\n\n 앵무새 \u200b🦜"
         found = [match[0] for match in regex.finditer(state["pattern"], probe)]
         if "".join(found) != probe or "" in found:  # tiktoken would lose text, or crash

@@ -279,7 +279,7 @@ def fine_tuning(path=None, base=None):
 
 
 def loss_and_gradient(function, N, V, dtype, times=1):
-    """A function that computes a loss and its gradient, so many times in a row."""
+    """A function that computes a loss and its gradient, `times` times in a row."""
     torch.manual_seed(0)
     logits = torch.randn(N, V, device=DEVICE, dtype=dtype, requires_grad=True)
     targets = torch.randint(V, (N,), device=DEVICE)
@@ -324,7 +324,7 @@ def loss():
 
 
 def compare_losses(N, V, dtype):
-    # Small ones run ten in a row, so that the processor's cache has what they work on.
+    # Small ones run ten times in a row, so their data is in the processor's cache.
     times, rounds = (10, 20) if V < 9999 else (1, 9)
     pair = [loss_and_gradient(f, N, V, dtype, times) for f in (cross_entropy, F.cross_entropy)]
     ours, theirs = (1000 * t / times for t in in_turn(*pair, rounds))

@@ -2,7 +2,7 @@
 Checks that take too long for the tests. Each prints its figures.
 
     python tests/long.py kills     # kill -9, 20 times in each stage at full size, and resume
-    python tests/long.py corpus    # 1 GB of text beside 1 MB: memory, start, tokens per second
+    python tests/long.py corpus    # 1 MB to 1 GB of text: memory, startup time, tokens per second
     python tests/long.py memory    # 2,000 steps: memory doesn't grow
 """
 

@@ -1,6 +1,6 @@
 """
 What the commands say when something is wrong with what you give them: one line, exit code 2, and
-nothing is lost. Then inputs that look odd and are fine.
+nothing is lost. Then inputs that look odd but are fine.
 """
 
 import builtins
@@ -124,7 +124,7 @@ for name, content in {
     "in a deeper array": DEEPER,
     "with a deep entry": f"[{PAIR}, {DEEP}]",
     "with a deeper entry": f"[{PAIR}, {DEEPER}]",
-}.items():  # Python may or may not have read it all before we object
+}.items():  # either Python's parser gives up, or our own check objects
     case(name, "sft --data {tmp}/deep.json", " levels deep); ", {"deep.json": content})
 case("conversations in a folder", "sft --data {tmp}/folder", "folder: cannot be read (Is a direct")
 case("conversations unreadable", "sft --data {tmp}/unreadable.txt", "cannot be read (Permission de")
@@ -690,7 +690,7 @@ ODD = {
     "a line of ten megabytes": ("my text.txt", TEXT.encode() * (10_000_000 // len(TEXT))),
     "a word of a megabyte": ("my text.txt", b"a" * 1_000_000 + TEXT.encode()),
     "null characters": ("my text.txt", TEXT.replace(" ", "\0").encode()),
-    "control tokens": (
+    "special tokens": (
         "my text.txt",
         TEXT.replace("parrot", "<|endoftext|><|user|><|end|>").encode(),
     ),
@@ -704,7 +704,7 @@ ODD = {
 def test_odd_but_fine_text(case, tmp_path, monkeypatch):
     name, content = ODD[case]
     (tmp_path / name).write_bytes(content)
-    # A megabyte of validation would take long.
+    # Validating on a megabyte would take a long time.
     monkeypatch.setattr(pretrain, "text_loss", lambda *arguments: (1.0, 1.0))
     sizes = "--n_layer 1 --n_embd 16 --block_size 16 --vocab_size 262 --batch_size 2 --max_steps 1"
     out = tmp_path / "out"

@@ -721,7 +721,7 @@ def test_a_validation_text_of_another_run_is_not_scored(stamp, tmp_path):
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """A function that makes the output a terminal of so many columns."""
+    """A function that makes the output a terminal of the given width."""
 
     def set_width(columns):
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)

@@ -30,7 +30,7 @@ def make_model(**sizes):
 
 
 def test_worked_example_of_the_text():
-    """ "The cat sat on", by hand. The text itself prints other values, and they are wrong."""
+    """ "The cat sat on", by hand. The Korean text prints other values, and they are wrong."""
     rows = [[0.1, 0.2, 2.0, 0.5, 0.3, 0.1]]
     rows += [[0.1, 0.1, 0.2, 2.5, 0.4, 0.2], [0.2, 0.1, 0.1, 0.3, 3.0, 0.5]]
     logits, targets = torch.tensor(rows), torch.tensor([2, 3, 4])
@@ -65,7 +65,7 @@ def test_cross_entropy_takes_no_more_memory_than_torchs(dtype):
     """Both work in float32, as in training."""
     megabytes = []
     for name in ("ours", "torch's"):
-        with multiprocessing.get_context("spawn").Pool(1) as pool:  # a process without spare memory
+        with multiprocessing.get_context("spawn").Pool(1) as pool:  # new: no freed memory to reuse
             megabytes.append(pool.apply(bench.peak_memory, (name, 1024, 20000, dtype)))
     ours, theirs = megabytes
     logits = 1024 * 20000 * dtype.itemsize / 1e6

@@ -122,7 +122,7 @@ def test_programming_errors_keep_their_traceback(error):
 
 
 class Clock:
-    """A clock that stands still until it is told."""
+    """A clock that moves only when told to."""
 
     def __init__(self, monkeypatch):
         self.now = 1000.0

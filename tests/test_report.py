@@ -50,7 +50,7 @@ SCORES = (
 
 
 def a_page(text="text", paths=("out/base.pt", "out/sft.pt"), logs=LOGS, scores=SCORES):
-    """A page with this text wherever there can be one."""
+    """A page with this text in every place that can show text."""
     token = {"text": text, "supervised": True, "base": 1.5, "tuned": 0.5}
     talk = {"source": "A conversation." + text, "tokens": [*TOKENS[:-1], token, TOKENS[-1]]}
     example = {"prompt": f"What is {text}?", "base": f"A) {text}\nB) no", "tuned": f"It is {text}."}

@@ -43,7 +43,7 @@ def model(tokenizer):
 
 
 class Words:
-    """The word tokenizer of the text that we follow. We add the word "the", which it left out."""
+    """The word tokenizer of the Korean text we follow. We add "the", which the text left out."""
 
     def __init__(self, vocab, user, assistant, end, pad=0):
         self.vocab, self.user, self.assistant, self.end, self.pad = vocab, user, assistant, end, pad

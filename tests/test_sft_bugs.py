@@ -83,7 +83,7 @@ def test_01_the_mask_reaches_the_loss(tokenizer, model):
 
     model.hidden = watched
     model(**batch)[1].backward()
-    looked_at = states[0].grad.abs().sum(dim=-1) > 0  # (B, T): where the loss asks for something
+    looked_at = states[0].grad.abs().sum(dim=-1) > 0  # (B, T): the positions that get a gradient
     assert torch.equal(looked_at[:, :-1], batch["labels"][:, 1:] != -100)
     assert not looked_at[:, -1].any()  # nothing follows the last position
 
@@ -166,7 +166,7 @@ def test_05_nothing_to_supervise_is_zero_and_not_nan(tokenizer, model, tmp_path,
 
 
 def test_06_no_merge_crosses_from_prompt_into_response(tokenizer):
-    """Prompt and prompt+response are tokenized apart, and a merge crosses the border between them.
+    """Prompt and prompt+response are tokenized separately, and a merge crosses the border.
 
     Seen in ColossalAI (issue 4490) and AReaL (pull request 1427). TRL warns of it.
     """
@@ -232,7 +232,7 @@ def test_09_a_token_weighs_the_same_however_the_batch_is_split(
 def test_10_labels_are_shifted_once(tokenizer):
     """Labels are not shifted, so the model learns to repeat its input. Or they are shifted twice.
 
-    Seen in transformers (issue 47394: twice).
+    Seen in transformers (issue 47394, where they are shifted twice).
     """
     batch, V = sft_data_collator(uneven_talks(), tokenizer), tokenizer.n_vocab
     model = GPT(GPTConfig(block_size=64, vocab_size=V, n_layer=1, n_head=1, n_embd=V + V % 2))
@@ -249,8 +249,8 @@ def test_10_labels_are_shifted_once(tokenizer):
     assert loss_of_predicting(2) > 10  # the one after the next
 
 
-def test_11_typed_characters_are_no_control_tokens(tokenizer):
-    """Text that a user types turns into a control token.
+def test_11_typed_characters_are_no_special_tokens(tokenizer):
+    """Text that a user types turns into a special token.
 
     Seen wherever a template is rendered to one string and then encoded, as in minimind's dataset.
     """

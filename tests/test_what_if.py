@@ -112,7 +112,7 @@ def test_the_chapter_is_what_the_runner_expects():
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_line_numbers_in_a_change_are_exact(name):
-    """git apply forgives wrong ones, but a reader looks for the line that the page names."""
+    """git apply forgives wrong numbers, but a reader looks for the line that the page names."""
     moved_by = {}  # path -> lines that the hunks above have added
     for path, number, old, new in what_if.hunks_of(EXPERIMENTS[name][0]):
         lines = (ROOT / path).read_text(encoding="utf-8").splitlines(keepends=True)

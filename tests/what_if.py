@@ -170,7 +170,7 @@ def figures(folder, base, seed):
         found[f"terse {temperature}"] = share(from_tables)
         found[f"right {temperature}"] = share(right)
         found[f"right if terse {temperature}"] = share(right_if_terse)
-        if temperature == 0:  # the first line counts whether the model then stops or not
+        if temperature == 0:  # the first line counts even if the model doesn't stop after it
             pairs = zip(items, texts, strict=True)
             first = [scorer.answered(item, text.split("\n")[0]) for item, text in pairs]
             found["first_line"] = share(first)

@@ -11,7 +11,7 @@ fine-tune on, and as questions to ask.
     questions.py    the questions
     scorer.py       what counts as an answer
 
-All of it comes from one seed and Python's own generator, so every machine makes the same bytes.
+It all comes from one seed and Python's own random numbers, so every machine makes the same bytes.
 """
 
 import json
@@ -92,8 +92,8 @@ def build(seed):
 def write(made, folder, fingerprint=""):
     """Write what build() made as files that you can open and read.
 
-    corpus.txt and val.txt are plain text, and the rest is JSON Lines. The base model's
-    checkpoint stores the same fingerprint, so we notice if a world belongs to another model.
+    corpus.txt and val.txt are plain text, and the .jsonl files are JSON Lines. The file sha256
+    holds the fingerprint. The base checkpoint stores it too, so we notice another model's world.
     """
     stamp = folder / "sha256"
     stamp.unlink(missing_ok=True)  # until all files are written, they belong to no checkpoint

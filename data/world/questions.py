@@ -186,7 +186,7 @@ def check_texts(where, item, keys):
             raise InputError(where, f'"{key}" is missing', MEND)
         if not isinstance(item[key], str):
             raise InputError(where, f'"{key}" must be text', MEND)
-        if not item[key].strip() and key != "cloze":  # an answer may start with its key
+        if not item[key].strip() and key != "cloze":  # empty if the answer starts with the value
             raise InputError(where, f'"{key}" is empty', MEND)
 
 
