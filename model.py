@@ -24,14 +24,14 @@ import torch.nn.functional as F
 
 IGNORE_INDEX = -100  # a label with this value is not a target; PyTorch's default, too
 EMBED_STD = 0.005  # small: a fresh model's logits are near 0, and its loss is about ln V
-PAIR_ROWS = 16384  # rows in the table for pairs of tokens; there are more pairs, so they share rows
+PAIR_ROWS = 32768  # rows in the table for pairs of tokens; there are more pairs, so they share rows
 
 
 @dataclass
 class GPTConfig:
     block_size: int = 256  # the longest context, in tokens
     vocab_size: int = 4096
-    n_layer: int = 4
+    n_layer: int = 6
     n_head: int = 2
     n_embd: int = 128
     dropout: float = 0.0
@@ -167,10 +167,10 @@ class GPT(nn.Module):
             raise ValueError(f"dropout must be at least 0 and below 1, not {config.dropout}")
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.n_embd)
-        # What to add to each layer's values, looked up for each token and each pair of neighbors:
+        # What every layer adds to its values, looked up for each token and each pair of neighbors:
         # many more parameters, for almost no time. In a pair, token i counts as token alias[i].
-        self.values = nn.Embedding(config.vocab_size, config.n_layer * config.n_embd)
-        self.pair_values = nn.Embedding(PAIR_ROWS, config.n_layer * config.n_embd)
+        self.values = nn.Embedding(config.vocab_size, config.n_embd)
+        self.pair_values = nn.Embedding(PAIR_ROWS, config.n_embd)
         self.register_buffer("alias", torch.arange(config.vocab_size))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -212,10 +212,9 @@ class GPT(nn.Module):
         ids[:, :1] = before
         ids = self.alias[ids]
         pairs = (36313 * ids[:, 1:] + 27191 * ids[:, :-1]) % PAIR_ROWS  # (B, T): each pair's hash
-        extra = self.values(input_ids) + self.pair_values(pairs)  # (B, T, n_layer * C)
-        extra, caches = extra.chunk(len(self.blocks), dim=-1), caches or [None] * len(self.blocks)
+        extra = self.values(input_ids) + self.pair_values(pairs)  # (B, T, C)
         for i, block in enumerate(self.blocks):
-            x = block(x, extra[i], rotary, mask, caches[i])
+            x = block(x, extra, rotary, mask, caches and caches[i])
         return norm(x)
 
     def forward(self, input_ids, labels=None):

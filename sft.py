@@ -44,12 +44,12 @@ class SFTConfig(TrainConfig):
     base: str = setting("", "checkpoint to start from (default: OUT/base.pt)", metavar="FILE")
     random_weights: bool = setting(False, "a control: start from random weights; makes random.pt")
     batch_size: int = setting(32, "conversations in one optimizer step", 1, 10**6)
-    max_steps: int = setting(400, "optimizer steps")
+    max_steps: int = setting(800, "optimizer steps")
     # Low rates: higher ones make the model memorize the conversations and forget the rest.
     lr: float = setting(0.002, "learning rate of the matrices inside the blocks (Muon)")
     embed_lr: float = setting(0.01, "learning rate of the embedding rows that we train (AdamW)")
     cooldown: float = setting(0.8, "fraction of steps for cooldown: at the end, rates fall", 0, 1)
-    eval_every: int = setting(200, "steps between validations; they fall on multiples of 10")
+    eval_every: int = setting(400, "steps between validations; they fall on multiples of 10")
 
 
 def as_messages(example):
@@ -177,7 +177,7 @@ def prepare_special_tokens(model, tokenizer):
             table.weight[chat] = table.weight[line_break]
             table.weight.register_hook(lambda grad: grad * special)
         model.alias[chat] = line_break[0]
-    model.pair_values.requires_grad_(False)
+    model.pair_values.weight.register_hook(torch.zeros_like)
 
 
 @command

@@ -185,17 +185,9 @@ class Tokenizer:
 
     def state(self):
         """What from_state() needs, in types that torch.load(weights_only=True) accepts."""
-        merges = [token.decode("latin-1") for token in self.merges]
-        return {"pattern": self.pattern, "merges": merges}
+        return {"pattern": self.pattern, "merges": [t.decode("latin-1") for t in self.merges]}
 
     @classmethod
     def from_state(cls, state):
-        """The tokenizer with this state(). Raises ValueError if it could not encode every text."""
-        merges = [token.encode("latin-1") for token in state["merges"]]
-        if len(set(merges)) < len(merges) or not {bytes([b]) for b in range(256)} <= set(merges):
-            raise ValueError("a token occurs twice, or a byte has no token")
-        probe = "".join(map(chr, range(1, 127))) + " a word, 42 more.\n\n 앵무새 \u200b🦜"
-        found = [match[0] for match in regex.finditer(state["pattern"], probe)]
-        if "".join(found) != probe or "" in found:  # tiktoken would lose text, or crash
-            raise ValueError("its pattern does not cut every text into words")
-        return cls(merges, state["pattern"])
+        """The tokenizer with this state()."""
+        return cls([token.encode("latin-1") for token in state["merges"]], state["pattern"])

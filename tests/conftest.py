@@ -1,6 +1,7 @@
 """A small run of both stages, made once and used by several test files."""
 
 import os
+import zlib
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for tiny networks, more threads are slower
@@ -15,14 +16,20 @@ from data.world import questions, split, strangers, tables, talks, texts, wordin
 ROOT = Path(__file__).parent.parent
 SIZES = "--n_layer 2 --n_embd 64 --block_size 128 --vocab_size 1000 --batch_size 8".split()
 load_all_tables, load_all_strangers = tables.load_tables, strangers.load_strangers
+side_of = split.side_of
 
 
 def few_of_each_side(questions):
     """Eight unknown questions of train, two of dev and two of test."""
     sides = {side: [] for side in ("train", "dev", "test")}
     for question in questions:
-        sides[split.side_of(question, "unknown")].append(question)
+        sides[side_of(question, "unknown")].append(question)
     return [*sides["train"][:8], *sides["dev"][:2], *sides["test"][:2]]
+
+
+def side_of_few(group, seed):
+    """Keep more for testing: a fifth of so few countries would be too few to ask about."""
+    return side_of(group, seed) if zlib.crc32(group.encode()) % 3 else "test"
 
 
 def load_few_tables():
@@ -64,6 +71,7 @@ def make_world_small(patch):
     """Replace the embedded world by a small one. patch: a MonkeyPatch."""
     patch.setattr(tables, "load_tables", load_few_tables)
     patch.setattr(world, "load_wordings", load_few_wordings)
+    patch.setattr(split, "side_of", side_of_few)
     patch.setattr(strangers, "load_strangers", load_few_strangers)
     patch.setattr(texts, "as_typed", lambda question, *chatter: question)  # nobody mistypes
     # A small model needs more of what we test: questions, styles and names that don't exist.

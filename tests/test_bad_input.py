@@ -497,8 +497,8 @@ case("output a loop", "pretrain --out {tmp}/loop", "train.bin: cannot be written
 if memory_of("cpu"):  # Windows doesn't tell
     for typed, complaint in rows(
         """
-        --n_layer 1000000 --n_embd 640 -> 4,915,200,172,800 parameters need at least 78,7
-        --n_embd 1000000000 -> 24,000,000,270,000,000,000 parameters need at least 384,000,00
+        --n_layer 1000000 --n_embd 640 -> 4,915,221,317,120 parameters need at least 78,7
+        --n_embd 1000000000 -> 24,000,033,308,000,000,000 parameters need at least 384,000,5
         """
     ):
         case(typed, f"pretrain {typed}", f"command line: {complaint}")

@@ -188,18 +188,63 @@ def test_a_fact_is_asked_for_by_its_name_and_by_its_value(tiny):
 
 
 def test_a_list_has_different_things_with_that_value(tiny):
-    africa = ["Chad", "Egypt", "the Gambia", "Kenya", "Mali", "Togo"]  # by the alphabet
-    seen = set()
+    having = {"Africa": ["Chad", "Egypt", "the Gambia", "Kenya", "Mali", "Togo"]}  # by the alphabet
+    having |= {"Europe": ["Belgium", "France", "Spain"], "Spanish": ["Peru", "Spain"]}
+    having |= {"gas": ["helium", "hydrogen"], "Austen": ["Emma", "Persuasion"]}
+    seen = {value: set() for value in having}  # what only one thing has is never listed
     for fact, exchange in each(tiny, "some"):
-        n = exchange.question.split()[1]
+        value, n = fact.values[0], exchange.question.split()[1]
         listed = re.split(", | and ", exchange.value)
-        assert fact.values == ["Africa"] and exchange.fact is None
+        assert exchange.fact is None
         assert exchanges.NUMBERS[len(listed)] == n and len(set(listed)) == len(listed)
-        assert listed == africa[: len(listed)]  # always the first ones
-        assert normal(exchange.answer) == normal(f"{exchange.value} have the continent Africa.")
-        seen.add(n)
-    assert seen == {"two", "three", "four", "five"} and exchanges.joined(["Mali"]) == "Mali"
+        assert listed == having[value][: len(listed)]  # always the first ones
+        told = f"{exchange.value} have the {fact.attribute} {value}."
+        assert normal(exchange.answer) == normal(told)
+        seen[value].add(len(listed))
+    assert seen.pop("Africa") == {2, 3, 4, 5} and seen.pop("Europe") == {2, 3}
+    assert all(sizes == {2} for sizes in seen.values()) and exchanges.joined(["Mali"]) == "Mali"
     assert exchanges.joined(["Mali", "Togo", "Chad"]) == "Mali, Togo and Chad"
+
+
+PLANETS = "Mercury Venus Earth Mars Jupiter Saturn Uranus Neptune".split()
+
+
+def lists_of(entities, made, unseen=False):
+    """Many lists of what is in each table: {table: {(number in the question or None, names)}}"""
+    rng, said = random.Random(1), wordings.load_wordings()
+    asker = exchanges.Asker(made, said, entities, [], [], SIDES, rng, unseen)
+    numbers = {word: n for n, word in exchanges.NUMBERS.items()}
+    found = {table: set() for table in asker.by_table}
+    for table in list(asker.by_table) * 150:
+        if exchange := asker.members(table):
+            words = normal(exchange.question).split()
+            (n,) = [numbers[word] for word in words if word in numbers] or [None]
+            assert normal(exchange.value) in normal(exchange.answer) and exchange.fact is None
+            assert "{" not in exchange.question + exchange.answer
+            found[table].add((n, exchange.value))
+    return found
+
+
+@pytest.mark.parametrize("unseen", [False, True])
+def test_a_list_of_what_is_in_a_table(unseen):
+    """As many as the question says, always the first ones. Without a number, all of a few."""
+    made = tables.load_tables()
+    for table, found in lists_of(made.entities, made, unseen).items():
+        names = [entity.name for entity in made.entities if entity.table == table]
+        first = {n: exchanges.joined(names[:n]) for n in (2, 3, 4, 5)}  # so nothing comes twice
+        assert {(n, value) for n, value in found if n} == set(first.items()), table
+        rest = {value for n, value in found if not n}
+        assert rest <= ({exchanges.joined(PLANETS)} if table == "planets" else {*first.values()})
+        assert rest or unseen, table
+
+
+def test_all_planets_are_not_asked_for_if_some_are_held_out():
+    """If the question's number is too high, we lower it. One name alone is no list."""
+    made = tables.load_tables()
+    kept = [entity for entity in made.entities if entity.name in ("Mercury", "Earth", "Neptune")]
+    two_or_three = {(2, "Mercury and Earth"), (3, "Mercury, Earth and Neptune")}
+    assert lists_of(kept, made) == {"planets": two_or_three}
+    assert lists_of(kept[:1], made) == {"planets": set()}
 
 
 def test_yes_or_no_is_answered_by_the_fact(tiny):

@@ -86,18 +86,6 @@ def test_another_objective_is_learned(tmp_path):
     assert model(**pairs)[1].item() < before / 10
 
 
-def test_frozen_parameters_stay(tmp_path):
-    model, random = make_model(), torch.Generator().manual_seed(1)
-    ids = torch.randint(64, (8, 32), generator=random)
-    model.pair_values.requires_grad_(False)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    config = PretrainConfig(out=str(tmp_path), max_steps=3)
-    batch = {"input_ids": ids, "labels": ids}
-    pretrain.train(model, lambda step: batch, config, Run(config, "log", "", {}))
-    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-    assert moved == before.keys() - {"pair_values.weight"}
-
-
 # The optimizers and their rates
 
 
@@ -182,13 +170,13 @@ def test_the_preset_gpt2_has_gpt2s_size():
     n = sum(p.numel() for p in model.parameters())
     tables = model.values.weight.numel() + model.pair_values.weight.numel()
     assert n - tables == 12 * 12 * 768**2 + 50257 * 768  # 123.5 million
-    assert tables == 12 * (50257 + PAIR_ROWS) * 768  # 614 million more
+    assert tables == (50257 + PAIR_ROWS) * 768  # 64 million more
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_memory_is_checked_for_every_parameter(name, monkeypatch):
     config, checked = PretrainConfig(**PRESETS[name]), []
-    monkeypatch.setattr(pretrain, "check_memory", lambda n, *rest: checked.append(n))
+    monkeypatch.setattr("common.device.check_memory", lambda n, *rest: checked.append(n))
     with torch.device("meta"):
         model = pretrain.make_model(config, 300, "meta")
     assert checked == [sum(p.numel() for p in model.parameters())]

@@ -156,12 +156,18 @@ def test_every_attribute_has_wordings_of_every_kind(made):
         assert set(texts[key]["answer"]) <= set(texts[key]["state"]), key
         if key in shared:
             assert {"list", "list_unseen", "list_answer", "list_all"} <= set(texts[key]), key
+    for table in {table for table, _ in keys}:
+        assert len(world.load_wordings().get(table, "*", "list_answer")) == 1, table
     for key, uses in texts.items():
         unseen = [text for use in uses for text in uses[use] if use.endswith("unseen")]
         seen = {normal(text) for use in uses for text in uses[use] if not use.endswith("unseen")}
         assert not twice(unseen) and not seen & set(map(normal, unseen)), key
         for use, templates in uses.items():
             expected = MENTIONS.get(use.removesuffix("_unseen"))
+            if key[1] == "*" and use.startswith("list"):  # of a table: "Name two planets."
+                expected = False, False
+                assert "{names}" in templates[0] or use != "list_answer", key
+                assert any("{n}" in text for text in templates) or use == "list_answer", key
             for text in templates:
                 value = ("value", "values", "adjective", key[1])  # "an African country"
                 found = mentions(text, "name", "plural"), mentions(text, *value)

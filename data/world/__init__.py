@@ -50,7 +50,7 @@ __all__ = [
     "write",
 ]
 
-ROUNDS = 9  # how often the corpus tells all facts, each time in other wordings and another order
+ROUNDS = 14  # how often the corpus tells all facts, each time in other wordings and another order
 
 
 def build(seed):

@@ -175,8 +175,14 @@ class Asker:
     def members(self, table):
         """The first few of a table, or all of a short table if the question gives no number."""
         entities = self.by_table[table]
-        template = self.rng.choice(self.wordings.get(table, "*", "list" + self.suffix))
-        n = self.rng.choice((2, 3, 3, 4, 5)) if "{n}" in template or len(entities) > 10 else 10
+        whole = sum(entity.table == table for entity in self.tables.entities)
+        templates = self.wordings.get(table, "*", "list" + self.suffix)
+        if len(entities) < whole <= 10:  # some are held out, so we can't answer with all of them
+            templates = [template for template in templates if "{n}" in template]
+        if len(entities) < 2 or not templates:
+            return None
+        template = self.rng.choice(templates)
+        n = self.rng.choice((2, 3, 3, 4, 5)) if "{n}" in template or whole > 10 else whole
         entities = entities[:n]
         names = joined([entity.name for entity in entities])
         question = fill(template, entities[0], "*", n=NUMBERS.get(len(entities)))

@@ -34,7 +34,8 @@ def conversations(writer, names, texts):
     found += [[asker.ask_free(free)] for free in asker.free * FREE_ASKED]
     lists = [facts[0] for facts in asker.holders.values() if len(facts) >= 4]
     found += [[asker.some(fact) or asker.plain(fact)] for fact in lists * LISTS_ASKED]
-    found += [[asker.members(table)] for table in asker.by_table for _ in range(MEMBERS_ASKED)]
+    members = [asker.members(table) for table in asker.by_table for _ in range(MEMBERS_ASKED)]
+    found += [[exchange] for exchange in members if exchange]
     for concept in asker.concepts * CONCEPT_ASKED:
         found += [[asker.explain(concept, form)] for form in FORMS]
     found += [[asker.chat(row)] for row in writer.tables.smalltalk * SMALLTALK_ASKED]
