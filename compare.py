@@ -7,8 +7,8 @@ Look at what you trained: the base model beside the tuned one.
     python compare.py --chat --system "Talk like a pirate."      # in another style
 
 The base model has only read plain text. The tuned model has also learned to answer, from questions
-about half of the entities. Here we ask about others. Fine-tuning never mentioned them, so anything
-the tuned model knows about them came from pretraining.
+about four fifths of the entities. Here we ask about the others. Fine-tuning never mentioned them,
+so anything the tuned model knows about them came from pretraining.
 """
 
 import os

@@ -9,7 +9,7 @@ what the assistant says in them.
 Writes out/sft.pt and out/sft.jsonl, then compares the two models. The network, the loss and the
 loop are the same as in pretraining. The batch is new: its labels are the input_ids where the
 assistant speaks, <|end|> included, and -100 elsewhere. prepare_special_tokens() gives the special
-tokens a head start. The learning rates are lower, 20 times lower inside the blocks.
+tokens a head start. The learning rates are lower, 15 times lower inside the blocks.
 """
 
 import os

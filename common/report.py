@@ -113,7 +113,7 @@ def score_table(scores):
         ('answers it as "Q: ... A:"', "faq", None),
         ("answers it in the chat template", "chat", "answered"),
         ("  in wordings it never trained on", None, "unseen"),
-        ("  about the half it trained on", None, "train"),
+        ("  about what it trained on", None, "train"),
         ("  in the style asked for", None, "style_unseen"),
         ("explains as asked", None, "concept_unseen"),
         ("small talk in unseen wordings", None, "smalltalk_unseen"),
@@ -150,7 +150,7 @@ def show_scores(scores):
         note = "(control: fine-tuned from random weights, with every weight trained)"
     else:
         note = (
-            "(For a control, run python sft.py --random_weights. The steps and rates are the same, "
-            "but the control starts from random weights and trains every weight.)"
+            "(For a control, run python sft.py --random_weights --lr 0.03 --embed_lr 0.09. It "
+            "trains every weight, from random ones, at learning rates that suit it.)"
         )
     print("\n".join(wrap(note, width)))

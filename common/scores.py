@@ -46,7 +46,7 @@ def score_base(base, questions, scorer):
 def score_tuned(tuned, questions, trained_on, smalltalk, scorer):
     """How often the tuned model answers and then stops by itself. Returns a dict of shares.
 
-    questions: held out. trained_on: questions about the half that fine-tuning was about.
+    questions: held out. trained_on: about what fine-tuning was about.
     """
 
     def ask(items, key="prompt"):

@@ -44,6 +44,28 @@ world.ROUNDS = 1
 exchanges.WAYS = {"plain": 1, "yes_no": 1}
 result = world.build(1)
 """
+# The same, but each question from a table says in which way it asks, and none is typed with noise.
+MARKED = """
+from data import world
+from data.world import exchanges, talks
+
+
+def marked(way, ask):
+    def ask_marked(asker, fact):
+        exchange = ask(asker, fact)
+        if exchange:
+            exchange.question = f"({way}) {exchange.question}"
+        return exchange
+
+    return ask_marked
+
+
+world.ROUNDS, talks.NOISE = 1, 0
+exchanges.WAYS = {"plain": 1, "yes_no": 1}
+exchanges.Asker.plain = marked("plain", exchanges.Asker.plain)
+exchanges.Asker.yes_no = marked("yes or no", exchanges.Asker.yes_no)
+result = world.build(1)
+"""
 TABLES_ONLY = """
 from data import world
 from data.world import tables, texts
@@ -241,20 +263,21 @@ def test_half_of_the_answers_are_terse(tmp_path):
         for fact in facts
         for template in wordings.get(*fact.key, "answer")
     }
-    made, before = (result_of(n, WORLD, tmp_path, few=True) for n in ("terse", "unchanged"))
+    made, before = (result_of(n, MARKED, tmp_path, few=True) for n in ("terse", "unchanged"))
     assert made["corpus"] == before["corpus"]  # the base model stays what it was
 
-    def answers(talks, several):
+    def answers(talks, several, mark=""):
         """What the assistant says in conversations of one turn, or of several."""
-        talks = [[m["content"] for m in t["messages"] if m["role"] == "assistant"] for t in talks]
+        talks = [[m["content"] for m in t["messages"] if m["role"] != "system"] for t in talks]
+        talks = [texts[1::2] for texts in talks if texts[0].startswith(mark)]
         return [answer for talk in talks if (len(talk) > 1) == several for answer in talk]
 
-    single = answers(made["sft"], several=False)
-    halves = [sum(answer in kind for answer in single) for kind in (terse, whole)]
+    plain, yes_no = (answers(made["sft"], False, mark) for mark in ("(plain) ", "(yes or no) "))
+    halves = [sum(answer in kind for answer in plain) for kind in (terse, whole)]
     assert sum(halves) > 150 and 0.4 < halves[0] / sum(halves) < 0.6
-    assert any(answer.endswith(", so yes.") for answer in single) and "It is yes." not in single
+    assert len(set(yes_no) & whole) > 50  # a yes or no is answered by the fact, and stays whole
     untouched = answers(made["sft"], several=True) + answers(before["sft"], several=False)
-    assert not terse & set(untouched)
+    assert not terse & {*untouched, *yes_no}
 
 
 def test_never_shown_what_nobody_can_know(tmp_path):

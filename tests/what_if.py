@@ -48,7 +48,7 @@ COLUMNS = {  # what we print -> its key in comparison.json, or in figures()
     "answered": "answered",
     "unseen wordings": "unseen",
     "stops": "stops",
-    "trained half": "train",
+    "trained on": "train",
     "small talk": "smalltalk",
     "says it doesn't know": "unknown",
     "base knows": "knows",

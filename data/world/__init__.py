@@ -2,13 +2,18 @@
 The embedded world: true facts in tables, told as plain text to pretrain on, as conversations to
 fine-tune on, and as questions to ask.
 
-    tables.py       facts/*.tsv and smalltalk.tsv, read and checked
+    tables.py       the tables, *.tsv, read and checked
     wordings.py     wordings.tsv: how we tell a fact and ask for it
     names.py        finding names and values in running text
     split.py        which entities are in train, dev and test
+    exchanges.py    a question and its answer, from all sides
+    threads.py      conversations of several turns
+    invented.py     names that don't exist
+    noise.py        questions as people type them
+    strangers.py    keeping the strangers' questions out
     texts.py        the plain text
     talks.py        the conversations
-    questions.py    the questions
+    questions.py    the questions we ask afterwards
     scorer.py       what counts as an answer
 
 It all comes from one seed and Python's own random numbers, so every machine makes the same bytes.
