@@ -151,6 +151,6 @@ def show_scores(scores):
     else:
         note = (
             "(For a control, run python sft.py --random_weights --lr 0.03 --embed_lr 0.09. It "
-            "trains every weight, from random ones, at learning rates that suit it.)"
+            "starts from random weights, trains every weight, and has rates that suit it.)"
         )
     print("\n".join(wrap(note, width)))
