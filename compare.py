@@ -4,15 +4,16 @@ Look at what you trained: the base model beside the tuned one.
     python compare.py           # held-out scores, prompts with both completions, and an HTML page
     python compare.py --ask "What is the capital of Kenya?"      # ask both models once
     python compare.py --chat    # talk to the tuned model
+    python compare.py --chat --system "Talk like a pirate."      # in another style
 
 The base model has only read plain text. The tuned model has also learned to answer, from questions
-about half of the entities. Here we ask about others. Fine-tuning never mentioned them, so anything
-the tuned model knows about them came from pretraining.
+about four fifths of the entities. Here we ask about the others. Fine-tuning never mentioned them,
+so anything the tuned model knows about them came from pretraining.
 """
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # idle threads sleep sooner: kinder to others
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # idle threads free the CPU for others sooner
 
 import json
 import time
@@ -21,8 +22,8 @@ from pathlib import Path
 import torch
 
 from common.checkpoint import load, world_of
-from common.completion import complete, first_paragraph, respond
-from common.conversation import fit, prepare_input, read_line, stream, token_by_token
+from common.completion import first_paragraph, fit, respond
+from common.conversation import prepare_input, read_line, stream, token_by_token
 from common.device import keep_freed_memory, pick_device
 from common.evaluation import text_loss
 from common.files import read_log, writing
@@ -31,95 +32,25 @@ from common.options import Parser
 from common.page import page
 from common.pair import find_base, load_pair, with_control
 from common.report import score_table, show_examples, show_scores
+from common.scores import of_kinds, score_all
 from data import world
 from data.text import has_tokens, open_tokens
 
-__all__ = ["compare", "load", "main", "respond", "share", "show"]
+__all__ = ["compare", "load", "main", "respond", "show"]
 
-EXAMPLES = [  # fine-tuning never mentions what these ask about, except the last
+EXAMPLES = [  # about things that fine-tuning never mentions, except for the last two
     world.SEASONS,
     "What is the capital of Kenya?",
-    "Who wrote Don Quixote?",
-    "What is the chemical symbol of silver?",
+    "who wrote don quixote",
+    "Which element has the symbol Ag?",
     "What does a panda eat?",
-    "Why is the sky blue on a clear day?",
-    "What is the currency of Japan?",
-    "Who discovered penicillin?",
+    "Is the yen the currency of Japan?",
+    "Explain gravity to a 6-year-old.",
+    "Summarize the printing press in one sentence.",
+    "What is the capital of Atlantis?",
     "Who are you?",
 ]
 GREETINGS = ["Hello!", "Who are you?", "What can you do?"]  # for a model trained on your own text
-
-
-# -------------------------------------------------------------------------------------------------
-# Scores on the embedded world
-
-
-def share(flags):
-    """The mean of a list of bool, or None if it is empty."""
-    return sum(flags) / len(flags) if flags else None
-
-
-def score_base(base, questions, scorer):
-    """Ask the base model in four ways. Returns a dict of shares, from 0 to 1."""
-
-    def ask(key, chat=False, length=40):
-        prompts = [question[key] for question in questions]
-        return respond(base.model, base.tokenizer, prompts, chat, length)
-
-    def answered(texts):
-        pairs = zip(questions, texts, strict=True)
-        return share([scorer.answered(question, text) for question, text in pairs])
-
-    plain = [first_paragraph(text) for text in ask("prompt")]
-    clozes = zip(questions, ask("cloze", length=24), strict=True)
-    return {
-        "plain": answered(plain),
-        "goes_on": share([bool(world.OPTIONS.search(text)) or "?" in text for text in plain]),
-        "chat": answered([first_paragraph(text) for text in ask("prompt", chat=True)]),
-        "faq": answered([text.strip().split("\n")[0] for text in ask("faq")]),
-        "knows": share([scorer.knows(question, text) for question, text in clozes]),
-    }
-
-
-def score_tuned(tuned, questions, trained_on, smalltalk, scorer):
-    """How often the tuned model answers and then stops by itself. Returns a dict of shares.
-
-    questions: about held-out entities. trained_on: about the entities in the fine-tuning set.
-    """
-
-    def ask(items, key="prompt"):
-        """Returns (share answered, share stopped)."""
-        items = [item for item in items if key in item]
-        prompts = [item[key] for item in items]
-        answers = complete(tuned.model, tuned.tokenizer, prompts, max_new_tokens=40)
-        pairs = zip(items, answers, strict=True)
-        right = [stopped and scorer.answered(item, text) for item, (text, stopped) in pairs]
-        return share(right), share([stopped for text, stopped in answers])
-
-    answered, stops = ask(questions)
-    said = respond(tuned.model, tuned.tokenizer, [item["prompt"] for item in smalltalk])
-    as_trained = [text == item["response"] for text, item in zip(said, smalltalk, strict=True)]
-    return {
-        "answered": answered,
-        "stops": stops,
-        "unseen": ask(questions, "unseen")[0],
-        "train": ask(trained_on)[0],
-        "smalltalk": share(as_trained),
-    }
-
-
-def score_all(models, questions, folder, progress):
-    """The scores of each model. models: {name: Checkpoint}; folder: of the embedded world."""
-    trained_on = world.read_questions(folder / "train.jsonl")
-    smalltalk = world.read_smalltalk(folder / "smalltalk.jsonl")
-    scorer, scores = world.Scorer(), {}
-    for name, checkpoint in models.items():
-        progress.update(1 + len(scores), f"asking {name}")
-        if name == "base":
-            scores[name] = score_base(checkpoint, questions, scorer)
-        else:
-            scores[name] = score_tuned(checkpoint, questions, trained_on, smalltalk, scorer)
-    return scores
 
 
 # -------------------------------------------------------------------------------------------------
@@ -153,7 +84,7 @@ def compare(base, tuned, side="test"):
     talks = [(example["prompt"], example["tuned"]) for example in examples]
     results = {"examples": examples}
     if folder:
-        results.update(side=side, questions=len(questions))
+        results.update(side=side, questions=len(of_kinds(questions, "fact", "free")))
         results.update(score_all(models, questions, folder, progress))
         if not own:
             source = "A held-out question, followed by the right answer."
@@ -199,30 +130,28 @@ def show(base, tuned, out, side="test"):
 # Ask, and chat
 
 
-def ask(base, tuned, prompt, **sampling):
-    """Show what both models make of one prompt."""
-    show_examples(both_complete(base, tuned, [prompt], **sampling))
+def talk(base, tuned, system, **sampling):
+    """Talk to the tuned model until the user leaves. base, tuned: Checkpoints.
 
-
-def talk(base, tuned, **sampling):
-    """Talk to the tuned model until the user leaves. base, tuned: Checkpoints."""
+    system: messages that the conversation begins with, at most one system message.
+    """
     prepare_input()
     print("Ask a question. /base asks the base model too, /reset starts over, /quit leaves.")
     try:
-        converse(base, tuned, **sampling)
+        converse(base, tuned, system, **sampling)
     except (EOFError, KeyboardInterrupt):
         print()
 
 
-def converse(base, tuned, **sampling):
+def converse(base, tuned, system, **sampling):
     """Read lines and answer them, until one says to leave."""
     block_size = tuned.model.config.block_size
     # Most answers fit a quarter of the block. A longer one pushes out the oldest tokens.
     room = block_size - min(sampling["max_new_tokens"], block_size // 4)
-    history, question, told = [], None, False
+    history, question, told = system, None, False
     while (line := read_line()).lower() not in ("/quit", "/exit", "quit", "exit"):
         if line == "/reset":
-            history, question = [], None
+            history, question = system, None
             print("(It has forgotten everything.)")
         elif line == "/base" and question:
             (text,) = respond(base.model, base.tokenizer, [question], chat=False, **sampling)
@@ -259,6 +188,8 @@ def parse_arguments(argv):
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--ask", metavar="PROMPT", help="ask both models once")
     mode.add_argument("--chat", action="store_true", help="talk to the tuned model")
+    what = 'with --ask and --chat: a style, such as "Answer in one word."'
+    option("--system", default="", metavar="TEXT", help=what)
     what = "held-out questions to score (default: test)"
     option("--side", choices=("dev", "test"), default="test", help=what)
     option("--device", default="auto", help="cuda, mps or cpu (default: the first available)")
@@ -287,10 +218,12 @@ def main(argv=None):
     base, tuned = load_pair(args.out, args.base, pick_device(args.device))
     torch.seed()  # sample something else every time
     sampling = dict(max_new_tokens=args.length, temperature=args.temperature, top_k=args.top_k)
-    if args.ask is not None:
-        ask(base, tuned, args.ask, **sampling)
+    if args.ask is not None:  # to the base model, a system message is just the first line
+        prompt = f"{args.system}\n\n{args.ask}" if args.system.strip() else args.ask
+        show_examples(both_complete(base, tuned, [prompt], **sampling))
     elif args.chat:
-        talk(base, tuned, **sampling)
+        system = [{"role": "system", "content": args.system}] if args.system.strip() else []
+        talk(base, tuned, system, **sampling)
     else:
         show(base, tuned, args.out, args.side)
 

@@ -9,13 +9,13 @@ linear layer turns each vector into one score, a logit, for every token in the v
     rows = model.generate([[1, 2, 3]], max_new_tokens=20)     # inference
 
 Ideas: the transformer (arXiv 1706.03762), GPT-2's normalization before each layer (Radford et al.
-2019), rotary positions (arXiv 2104.09864), normalized queries and keys (arXiv 2010.04245), squared
-ReLU (arXiv 2109.08668). In shapes: B rows in a batch, T positions, S positions that attention sees,
-C = n_embd, H heads of D = C / H numbers each, V = vocab_size, N targets (labels that aren't -100).
+2019), rotary positions (arXiv 2104.09864), normalized queries and keys (arXiv 2010.04245), value
+embeddings (arXiv 2410.17897), squared ReLU (arXiv 2109.08668). In shapes: B rows in a batch, T
+positions, S positions that attention sees, C = n_embd, H heads of D = C / H numbers each,
+V = vocab_size, N targets (labels that aren't -100).
 Only generation passes `padding` and `caches`: skip both on a first reading.
 """
 
-import contextlib
 from dataclasses import astuple, dataclass
 
 import torch
@@ -24,13 +24,14 @@ import torch.nn.functional as F
 
 IGNORE_INDEX = -100  # a label with this value is not a target; PyTorch's default, too
 EMBED_STD = 0.005  # small: a fresh model's logits are near 0, and its loss is about ln V
+PAIR_ROWS = 32768  # rows in the table for pairs of tokens; there are more pairs, so they share rows
 
 
 @dataclass
 class GPTConfig:
-    block_size: int = 128  # the longest context, in tokens
+    block_size: int = 256  # the longest context, in tokens
     vocab_size: int = 4096
-    n_layer: int = 4
+    n_layer: int = 6
     n_head: int = 2
     n_embd: int = 128
     dropout: float = 0.0
@@ -111,19 +112,18 @@ class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.n_head, self.dropout = config.n_head, config.dropout
-        self.query = nn.Linear(config.n_embd, config.n_embd, bias=False)
-        self.key = nn.Linear(config.n_embd, config.n_embd, bias=False)
-        self.value = nn.Linear(config.n_embd, config.n_embd, bias=False)
-        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
+        matrices = (nn.Linear(config.n_embd, config.n_embd, bias=False) for _ in range(4))
+        self.query, self.key, self.value, self.proj = matrices
 
-    def forward(self, x, rotary, mask, cache=None):
-        """x: (B, T, C); rotary: (cos, sin) for rotate(); mask: see attend(). Returns (B, T, C)."""
+    def forward(self, x, extra, rotary, mask, cache=None):
+        """x, extra: (B, T, C); rotary: (cos, sin) for rotate(); mask: see attend(). Like x."""
         B, T, C = x.shape
         # Separate because Muon orthogonalizes each one; concatenated because one matmul is faster.
         weight = torch.cat((self.query.weight, self.key.weight, self.value.weight))  # (3C, C)
         qkv = F.linear(x, weight).view(B, T, 3 * self.n_head, C // self.n_head).transpose(1, 2)
-        qk, v = qkv.split([2 * self.n_head, self.n_head], dim=1)  # v: passes on, (B, H, T, D)
-        q, k = rotate(norm(qk), *rotary).chunk(2, dim=1)  # q asks, k offers; norm: small scores
+        qk, v = qkv.split([2 * self.n_head, self.n_head], dim=1)
+        q, k = rotate(norm(qk), *rotary).chunk(2, dim=1)  # looks for, offers; scores stay small
+        v = v + extra.view(B, T, self.n_head, -1).transpose(1, 2)  # passes on; all (B, H, T, D)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, H, S, D): all earlier positions, then these
         y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
@@ -147,14 +147,12 @@ class Block(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.attention = Attention(config)
-        self.mlp = MLP(config)
+        self.attention, self.mlp = Attention(config), MLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, rotary, mask, cache=None):
-        x = x + self.dropout(self.attention(norm(x), rotary, mask, cache))
-        x = x + self.dropout(self.mlp(norm(x)))
-        return x
+    def forward(self, x, extra, rotary, mask, cache=None):
+        x = x + self.dropout(self.attention(norm(x), extra, rotary, mask, cache))
+        return x + self.dropout(self.mlp(norm(x)))
 
 
 class GPT(nn.Module):
@@ -169,6 +167,11 @@ class GPT(nn.Module):
             raise ValueError(f"dropout must be at least 0 and below 1, not {config.dropout}")
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.n_embd)
+        # What every layer adds to its values, looked up for each token and each pair of neighbors:
+        # many more parameters, for almost no time. In a pair, token i counts as token alias[i].
+        self.values = nn.Embedding(config.vocab_size, config.n_embd)
+        self.pair_values = nn.Embedding(PAIR_ROWS, config.n_embd)
+        self.register_buffer("alias", torch.arange(config.vocab_size))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.head.weight = self.embed.weight  # one table to read and write tokens, as in GPT-2
@@ -179,18 +182,19 @@ class GPT(nn.Module):
         angles = torch.arange(config.block_size)[:, None] * frequencies  # (block_size, D/2)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
-        # Each block starts as the identity: its last matrices are zero.
+        # Each block starts as the identity: its last matrices are zero. So are the value tables.
         for name, p in self.named_parameters():
-            if name.endswith(("proj.weight", "down.weight")):
+            if name.endswith(("values.weight", "proj.weight", "down.weight")):
                 nn.init.zeros_(p)
             else:
                 nn.init.normal_(p, std=EMBED_STD if name == "embed.weight" else config.n_embd**-0.5)
 
-    def hidden(self, input_ids, padding=None, caches=None):
-        """The residual stream after the last block, normalized. Returns (B, T, C).
+    def hidden(self, input_ids, padding=None, caches=None, before=0):
+        """The residual stream after the last block. input_ids: (B, T) int64. Returns (B, T, C).
 
-        input_ids: (B, T) int64. padding: (B,) int64, the number of pads at the left of each row.
-        caches: one Cache per layer, with everything before input_ids. Only generation passes both.
+        Only generation passes more. padding: (B,) int64, the number of pads at the left of each
+        row. caches: one Cache per layer, holding everything before input_ids. before: (B, 1) int64,
+        the last id in the caches. An empty cache needs none: then 0, a pad, comes before.
         """
         past = caches[0].length if caches else 0
         S = past + input_ids.size(1)
@@ -204,8 +208,13 @@ class GPT(nn.Module):
             mask = ((s <= t) & text | (s == t))[:, None]  # (B, 1, T, S); a pad sees itself: no NaN
 
         x = self.dropout(norm(self.embed(input_ids)))  # (B, T, C)
+        ids = F.pad(input_ids, (1, 0))  # (B, T + 1): with the id before each row
+        ids[:, :1] = before
+        ids = self.alias[ids]
+        pairs = (36313 * ids[:, 1:] + 27191 * ids[:, :-1]) % PAIR_ROWS  # (B, T): each pair's hash
+        extra = self.values(input_ids) + self.pair_values(pairs)  # (B, T, C)
         for i, block in enumerate(self.blocks):
-            x = block(x, rotary, mask, caches[i] if caches else None)
+            x = block(x, extra, rotary, mask, caches and caches[i])
         return norm(x)
 
     def forward(self, input_ids, labels=None):
@@ -225,8 +234,6 @@ class GPT(nn.Module):
         logits = self.head(x.index_select(0, scored))  # (N, V): only those need logits
         return logits, cross_entropy(logits, targets[scored])
 
-    # Generation: many prompts at once, with a cache of keys and values.
-
     @torch.inference_mode()
     def generate(
         self, prompts, max_new_tokens, temperature=1.0, top_k=None, stop=None, on_token=None
@@ -245,18 +252,19 @@ class GPT(nn.Module):
         contexts = [list(prompt) for prompt in prompts]  # what each row still sees
         rows, caches = list(range(len(prompts))), None  # the rows that have not stopped
         new = [[] for _ in prompts]
-        with eval_mode(self):
-            for _ in range(max_new_tokens):
-                if not rows:
-                    break
+        was_training = self.training
+        self.eval()
+        try:
+            while rows and len(new[rows[0]]) < max_new_tokens:
                 if caches is None or caches[0].length == block_size:  # read all of each context
                     half = max(1, block_size // 2)
                     contexts = [c[-half:] if len(c) > block_size else c for c in contexts]
                     input_ids, padding = pad_left([contexts[i] for i in rows], device)
-                    caches = [Cache() for _ in self.blocks]
+                    before, caches = 0, [Cache() for _ in self.blocks]
                 else:  # read the newest tokens; the caches know the rest
-                    input_ids = torch.tensor([contexts[i][-1:] for i in rows], device=device)
-                logits = self.head(self.hidden(input_ids, padding, caches)[:, -1])  # (rows, V)
+                    newest = torch.tensor([contexts[i][-2:] for i in rows], device=device)
+                    before, input_ids = newest.chunk(2, dim=1)  # (rows, 1)
+                logits = self.head(self.hidden(input_ids, padding, caches, before)[:, -1])
                 tokens = sample(logits.float(), temperature, top_k)
                 for i, token in zip(rows, tokens, strict=True):
                     new[i].append(token)
@@ -269,6 +277,8 @@ class GPT(nn.Module):
                     padding = padding[going]
                     for cache in caches:
                         cache.keep(going)
+        finally:  # even after Ctrl-C
+            self.train(was_training)
         return new
 
 
@@ -306,13 +316,3 @@ def sample(logits, temperature, top_k):
         smallest = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
         logits = logits.masked_fill(logits < smallest, float("-inf"))
     return torch.multinomial(logits.softmax(dim=-1), 1).squeeze(1).tolist()
-
-
-@contextlib.contextmanager
-def eval_mode(model):
-    """Switch dropout off inside a `with`, then back to what it was, even after an error."""
-    was_training = model.training
-    try:
-        yield model.eval()
-    finally:
-        model.train(was_training)

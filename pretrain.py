@@ -21,9 +21,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from common.device import check_memory, leave, processes, say, start
+from common.device import leave, make_model, processes, say, start
 from common.evaluation import text_loss
-from common.messages import InputError, clock, command
+from common.messages import clock, command
 from common.optimizer import make_optimizers
 from common.options import Parser, not_empty, parse_options, setting
 from common.presets import FITS, PRESETS, sizes_for
@@ -33,7 +33,7 @@ from data import world
 from data.corpus import make_tokenizer, read_corpus
 from data.order import shuffled
 from data.text import Rows, open_tokens
-from model import GPT, GPTConfig
+from model import GPTConfig
 
 
 @dataclass
@@ -46,13 +46,13 @@ class TrainConfig:
     resume: bool = setting(False, "continue a run that was stopped")
     batch_size: int = setting(16, "rows in one optimizer step, over all processes", 1, 10**6)
     micro_batch_size: int = setting(0, "rows per forward pass, to save memory; 0 means all", 0)
-    max_steps: int = setting(700, "optimizer steps")
-    lr: float = setting(0.02, "learning rate of the matrices inside the blocks (Muon)")
-    embed_lr: float = setting(0.04, "learning rate of the embedding, which is the head too (AdamW)")
+    max_steps: int = setting(1800, "optimizer steps")
+    lr: float = setting(0.03, "learning rate of the matrices inside the blocks (Muon)")
+    embed_lr: float = setting(0.1, "learning rate of the embedding, which is the head too (AdamW)")
     weight_decay: float = setting(0.0, "how strongly to pull the matrices toward zero")
     warmup: float = setting(0.02, "fraction of steps for warmup: at the start, rates rise", 0, 1)
     cooldown: float = setting(0.6, "fraction of steps for cooldown: at the end, rates fall", 0, 1)
-    eval_every: int = setting(350, "steps between validations; they fall on multiples of 10")
+    eval_every: int = setting(600, "steps between validations; they fall on multiples of 10")
 
 
 @dataclass
@@ -118,21 +118,6 @@ def train(model, batches, config, run, evaluate=None):
         run.end_step(loss_sum / max(count, 1), batch, evaluate)  # log, save, stop after Ctrl-C
     model.eval()
     return run.row
-
-
-def make_model(config, n_vocab, device):
-    """A fresh network on the device. Raises InputError if the sizes clash or exceed the memory."""
-    n = n_vocab * config.n_embd + config.n_layer * 12 * config.n_embd**2
-    check_memory(n, config.n_layer, device)
-    sizes = (config.block_size, n_vocab, config.n_layer, config.n_head, config.n_embd)
-    try:
-        model = GPT(GPTConfig(*sizes, config.dropout)).to(device)
-    except ValueError as error:
-        raise InputError("command line", str(error), "change --n_embd or --n_head") from None
-    if config.compile and model.embed.weight.is_cuda:
-        for block in model.blocks:  # all blocks are alike, so they share one compilation
-            block.compile()
-    return model
 
 
 @command

@@ -9,7 +9,7 @@ what the assistant says in them.
 Writes out/sft.pt and out/sft.jsonl, then compares the two models. The network, the loss and the
 loop are the same as in pretraining. The batch is new: its labels are the input_ids where the
 assistant speaks, <|end|> included, and -100 elsewhere. prepare_special_tokens() gives the special
-tokens a head start. The learning rates are lower, 20 times lower inside the blocks.
+tokens a head start. The learning rates are lower, 15 times lower inside the blocks.
 """
 
 import os
@@ -44,12 +44,12 @@ class SFTConfig(TrainConfig):
     base: str = setting("", "checkpoint to start from (default: OUT/base.pt)", metavar="FILE")
     random_weights: bool = setting(False, "a control: start from random weights; makes random.pt")
     batch_size: int = setting(32, "conversations in one optimizer step", 1, 10**6)
-    max_steps: int = setting(150, "optimizer steps")
+    max_steps: int = setting(800, "optimizer steps")
     # Low rates: higher ones make the model memorize the conversations and forget the rest.
-    lr: float = setting(0.001, "learning rate of the matrices inside the blocks (Muon)")
+    lr: float = setting(0.002, "learning rate of the matrices inside the blocks (Muon)")
     embed_lr: float = setting(0.01, "learning rate of the embedding rows that we train (AdamW)")
     cooldown: float = setting(0.8, "fraction of steps for cooldown: at the end, rates fall", 0, 1)
-    eval_every: int = setting(50, "steps between validations; they fall on multiples of 10")
+    eval_every: int = setting(400, "steps between validations; they fall on multiples of 10")
 
 
 def as_messages(example):
@@ -169,13 +169,15 @@ def prepare_special_tokens(model, tokenizer):
     line break separates speakers in a text, so the tokens learn quickly from there. The other rows
     stay fixed: if we moved the words of these conversations, they would drift away from all others.
     """
-    rows = model.embed.weight
-    with torch.no_grad():
-        line_break = rows[tokenizer.encode("\n")[0]].clone()
-        rows[[tokenizer.user, tokenizer.assistant, tokenizer.end]] = line_break
-    special = torch.zeros(tokenizer.n_vocab, 1, device=rows.device)
+    chat, line_break = [tokenizer.user, tokenizer.assistant, tokenizer.end], tokenizer.encode("\n")
+    special = torch.zeros(tokenizer.n_vocab, 1, device=model.embed.weight.device)
     special[tokenizer.endoftext :] = 1.0
-    rows.register_hook(lambda grad: grad * special)
+    with torch.no_grad():
+        for table in (model.embed, model.values):
+            table.weight[chat] = table.weight[line_break]
+            table.weight.register_hook(lambda grad: grad * special)
+        model.alias[chat] = line_break[0]
+    model.pair_values.weight.register_hook(torch.zeros_like)
 
 
 @command

@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import regex  # comes with tiktoken
 import torch
 
 from common.files import check_file, writing
@@ -89,6 +90,18 @@ def read_checkpoint(path, device="cpu"):
     return Checkpoint(path, model.to(device).eval(), tokenizer, about, sha256)
 
 
+def read_tokenizer(state):
+    """The tokenizer with this state(). Raises ValueError if it could not encode every text."""
+    merges, pattern = [token.encode("latin-1") for token in state["merges"]], state["pattern"]
+    if len(set(merges)) < len(merges) or not {bytes([b]) for b in range(256)} <= set(merges):
+        raise ValueError("a token occurs twice, or a byte has none")
+    probe = "".join(map(chr, range(1, 127))) + " a word, 42 more.\n\n 앵무새 \u200b🦜"
+    found = [match[0] for match in regex.finditer(pattern, probe)]
+    if "".join(found) != probe or "" in found:  # tiktoken would lose text, or crash
+        raise ValueError("its pattern does not cut every text into words")
+    return Tokenizer.from_state(state)
+
+
 def rebuild(state):
     """The network and the tokenizer from what save() wrote. Raises if parts do not fit."""
     config, weights = state["config"], state["weights"]
@@ -98,7 +111,7 @@ def rebuild(state):
         raise ValueError("sizes must be whole numbers")
     if config["n_layer"] > len(weights) or config["block_size"] > LONGEST_BLOCK:
         raise ValueError("a size is too large")
-    tokenizer = Tokenizer.from_state(state["tokenizer"])
+    tokenizer = read_tokenizer(state["tokenizer"])
     if tokenizer.n_vocab != config["vocab_size"]:
         raise ValueError(f"{tokenizer.n_vocab} tokens, but vocab_size is {config['vocab_size']}")
     with torch.device("meta"):  # takes no memory, so wrong sizes do no harm

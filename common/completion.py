@@ -11,12 +11,13 @@ def complete(model, tokenizer, prompts, chat=True, max_new_tokens=64, temperatur
     """Let the model continue each prompt.
 
     chat: True puts each prompt in the chat template; False makes it the beginning of a document.
+    In a chat, a prompt may also be a list of messages. Its oldest turns go if it gets too long.
     Returns [(completion, stopped)]. stopped is True if the model ended by itself.
     """
     if chat:
         stop = tokenizer.end
-        messages = [{"role": "user", "content": prompt} for prompt in prompts]
-        rows = [encode_chat([message], tokenizer)[0] for message in messages]
+        room = max(1, model.config.block_size - max_new_tokens)
+        rows = [fit(as_history(prompt), tokenizer, room)[1] for prompt in prompts]
     else:
         stop = tokenizer.endoftext
         rows = [[tokenizer.endoftext, *tokenizer.encode(prompt)] for prompt in prompts]
@@ -29,6 +30,25 @@ def complete(model, tokenizer, prompts, chat=True, max_new_tokens=64, temperatur
             stopped = ids[-1:] == [stop]
             completions[i] = (tokenizer.decode(ids[:-1] if stopped else ids), stopped)
     return completions
+
+
+def as_history(prompt):
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def fit(history, tokenizer, room):
+    """Drop the oldest turns of a conversation until the rest takes at most `room` tokens.
+
+    A system message stays, and so does the last message, however long it is. Returns
+    (history, input_ids).
+    """
+    system = [message for message in history[:1] if message["role"] == "system"]
+    turns = history[len(system) :]
+    input_ids, _ = encode_chat(history, tokenizer)
+    while len(input_ids) > room and len(turns) > 2:
+        turns = turns[2:]
+        input_ids, _ = encode_chat(system + turns, tokenizer)
+    return system + turns, input_ids
 
 
 def respond(model, tokenizer, prompts, chat=True, max_new_tokens=64, temperature=0.0, top_k=None):

@@ -1,8 +1,7 @@
 """
-One conversation: print it as the model speaks, keep it short enough, and score each token.
+One conversation: print it as the model speaks, and score each token.
 """
 
-import codecs
 import importlib
 import sys
 from contextlib import suppress
@@ -36,17 +35,18 @@ def read_line():
 def stream(model, tokenizer, input_ids, **sampling):
     """Print the completion of input_ids token by token, until the model stops or you press Ctrl-C.
 
-    Returns the text, without the stop token. A character may take several tokens. We print it when
-    its last token arrives.
+    Returns the text, without the stop token. A letter may take several tokens, and a capital
+    follows its mark. We print each letter when its last token arrives.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    said = []
+    said, shown = [], ""
 
     def show_token(row, token):
+        nonlocal shown
         said.append(token)
         if token != tokenizer.end:
-            text = decoder.decode(tokenizer.encoding.decode_bytes([token]))
-            print(readable(text), end="", flush=True)
+            text = tokenizer.decode(said).rstrip("\ufffd")
+            print(readable(text[len(shown) :]), end="", flush=True)
+            shown = text
 
     why = ""
     try:
@@ -57,20 +57,9 @@ def stream(model, tokenizer, input_ids, **sampling):
         said.pop()
     elif not why:
         why = " (cut off: raise --length)"
-    print(readable(decoder.decode(b"", final=True)) + why)
-    return tokenizer.decode(said)
-
-
-def fit(history, tokenizer, room):
-    """Drop the oldest turns of a conversation until the rest takes at most `room` tokens.
-
-    The last message stays, however long it is. Returns (history, input_ids).
-    """
-    input_ids, _ = encode_chat(history, tokenizer)
-    while len(input_ids) > room and len(history) > 2:
-        history = history[2:]
-        input_ids, _ = encode_chat(history, tokenizer)
-    return history, input_ids
+    text = tokenizer.decode(said)
+    print(readable(text[len(shown) :]) + why)
+    return text
 
 
 @torch.inference_mode()

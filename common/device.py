@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from common.messages import InputError
+from model import GPT, PAIR_ROWS, GPTConfig
 
 
 def keep_freed_memory():
@@ -94,6 +95,21 @@ def check_memory(n_parameters, n_layer, device):
         )
         what += f", and {device} has {total / 1e9:,.0f} GB"
         raise InputError("command line", what, "lower --n_embd, --n_layer or --vocab_size")
+
+
+def make_model(config, n_vocab, device):
+    """A fresh network on the device. Raises InputError if the sizes clash or exceed the memory."""
+    rows = 2 * n_vocab + PAIR_ROWS + 12 * config.n_embd * config.n_layer
+    check_memory(rows * config.n_embd, config.n_layer, device)
+    sizes = (config.block_size, n_vocab, config.n_layer, config.n_head, config.n_embd)
+    try:
+        model = GPT(GPTConfig(*sizes, config.dropout)).to(device)
+    except ValueError as error:
+        raise InputError("command line", str(error), "change --n_embd or --n_head") from None
+    if config.compile and model.embed.weight.is_cuda:
+        for block in model.blocks:  # all blocks are alike, so they share one compilation
+            block.compile()
+    return model
 
 
 def start(device, seed):

@@ -7,7 +7,6 @@ import math
 import torch
 
 from data.text import Rows
-from model import eval_mode
 
 
 @torch.inference_mode()
@@ -17,10 +16,14 @@ def mean_loss(model, batches):
     batches: an iterable of {"input_ids", "labels"}, (B, T) int64 each.
     """
     total, count, device = 0.0, 0, model.embed.weight.device
-    with eval_mode(model):
+    was_training = model.training
+    model.eval()
+    try:
         for batch in batches:
             logits, loss = model(batch["input_ids"].to(device), batch["labels"].to(device))
             total, count = total + loss.item() * len(logits), count + len(logits)
+    finally:
+        model.train(was_training)
     return total / count
 
 

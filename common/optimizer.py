@@ -1,5 +1,5 @@
 """
-The optimizers: Muon for the matrices inside the blocks, AdamW for the embedding table.
+The optimizers: Muon for the matrices inside the blocks, AdamW for the tables of tokens.
 
 Muon averages recent gradients, then makes all singular values of the average nearly equal. So a
 step goes about equally far in every direction, not mostly in the one or two strongest.
@@ -62,11 +62,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def make_optimizers(model, config):
-    """[Muon for the blocks, AdamW for the embedding]; each group remembers its "peak_lr"."""
+    """[Muon for the blocks, AdamW for the tables]; each group remembers its "peak_lr"."""
     muon = Muon(model.blocks.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    embedding = [model.embed.weight]
+    tables = [model.embed.weight, model.values.weight, model.pair_values.weight]
     adamw = torch.optim.AdamW(
-        embedding, lr=config.embed_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        tables, lr=config.embed_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
     )
     for group in muon.param_groups + adamw.param_groups:
         group["peak_lr"] = group["lr"]

@@ -8,6 +8,7 @@ import math
 from html import escape
 
 from common.messages import readable
+from data.tokenizer import CAPS_LOCK, SHIFT
 
 STYLE = """
 :root { color-scheme: light dark;
@@ -213,8 +214,8 @@ LEGEND = (
 
 
 def box(text, supervised, *losses):
-    """A token as a box, with losses below its text. losses: in nats, or None if there is none."""
-    signs = {"\n": "↵", "\t": "⇥"}
+    """One token as a box above its losses, in nats, or None where there is no loss."""
+    signs = {"\n": "↵", "\t": "⇥", SHIFT: "⇧", CAPS_LOCK: "⇪"}
     shown = ""
     for c in text:
         shown += c if c.isprintable() else signs.get(c, c.encode("unicode_escape").decode())

@@ -12,6 +12,7 @@ from itertools import zip_longest
 from common.completion import first_paragraph, respond
 from common.device import say
 from common.messages import readable
+from data.tokenizer import CAPS_LOCK, SHIFT
 from model import IGNORE_INDEX
 
 WIDEST = 100  # columns; longer lines are hard to read
@@ -85,7 +86,9 @@ def show_mask(row, tokenizer):
     say(f"{'token':>16}  {'input_id':>8}  {'label':>6}  supervised")
     for token, label in zip(row["input_ids"], row["labels"], strict=True):
         supervised = "no" if label == IGNORE_INDEX else "yes"
-        say(f"{tokenizer.decode([token])!r:>16}  {token:>8}  {label:>6}  {supervised}")
+        text = tokenizer.encoding.decode([token])
+        text = repr(text.replace(SHIFT, "⇧").replace(CAPS_LOCK, "⇪"))
+        say(f"{text:>16}  {token:>8}  {label:>6}  {supervised}")
 
 
 # -------------------------------------------------------------------------------------------------
@@ -110,16 +113,28 @@ def score_table(scores):
         ('answers it as "Q: ... A:"', "faq", None),
         ("answers it in the chat template", "chat", "answered"),
         ("  in wordings it never trained on", None, "unseen"),
-        ("  about the half it trained on", None, "train"),
-        ("  small talk (trained on)", None, "smalltalk"),
+        ("  about what it trained on", None, "train"),
+        ("  in the style asked for", None, "style_unseen"),
+        ("explains as asked", None, "concept_unseen"),
+        ("small talk in unseen wordings", None, "smalltalk_unseen"),
+        ("refuses what it can't know", None, "unknown_unseen"),
+        ("refuses what it should know", None, "refuses_known"),
         ("stops by itself", None, "stops"),
         ("continues with options or questions", "goes_on", None),
+        ("  with four different options", "different", None),
+        ("  all of the kind asked for", "of_kind", None),
+        ("  the right one among them", "has_right", None),
+        ("  and an answer that is one of them", "consistent", None),
         ('knows ("The capital of Kenya is")', "knows", None),
     ):
         keys = {"base": base_key, "tuned": tuned_key, "random": tuned_key}
         rows.append([label, *(percent(scores[name].get(keys[name])) for name in names)])
     bits = [scores[name].get("val_bpb") for name in names]
     rows.append(["bits per byte of plain text", *("-" if b is None else f"{b:.3f}" for b in bits)])
+    for kind in scores.get("tuned", {}).get("strangers", {}):
+        label = {"in all": "what strangers typed", "refuses": "  refuses what it should know"}
+        cells = [percent(scores[name].get("strangers", {}).get(kind)) for name in names]
+        rows.append([label.get(kind, f"  {kind}"), *cells])
     heading = f"{scores['questions']} held-out {scores['side']} questions: "
     return heading + "fine-tuning never mentioned what they ask about", rows
 
@@ -135,7 +150,7 @@ def show_scores(scores):
         note = "(control: fine-tuned from random weights, with every weight trained)"
     else:
         note = (
-            "(For a control, run python sft.py --random_weights. The steps and rates are the same, "
-            "but the control starts from random weights and trains every weight.)"
+            "(For a control, run python sft.py --random_weights --lr 0.03 --embed_lr 0.09. It "
+            "starts from random weights, trains every weight, and has rates that suit it.)"
         )
     print("\n".join(wrap(note, width)))

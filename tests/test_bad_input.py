@@ -19,8 +19,11 @@ import compare
 import pretrain
 import sft
 from common.device import memory_of
-from common.messages import command
+from common.messages import InputError, command
 from conftest import ROOT, SIZES
+from data import world
+from data.world import questions
+from pretrain import PretrainConfig
 
 MAIN = {"pretrain": pretrain.main, "sft": sft.main, "compare": compare.main}
 TEXT = "Once upon a time there was a parrot that could not answer. " * 40
@@ -112,7 +115,8 @@ bad_talks("two on a line", PAIR + PAIR.strip() + PAIR, " line 2: broken JSON (Ex
 bad_talks("with a deep line", f'{PAIR}{{"a": {DEEP}}}\n', " line 2: broken JSON")
 bad_talks("with a deeper line", f'{PAIR}{{"a": {DEEPER}}}\n', " line 2: broken JSON")
 bad_talks("with an open, deeper line", PAIR + '{"a": ' * 100_000, " line 2: broken JSON")
-bad_talks("too long", LONG, ": no conversation fits 64 tokens")
+BLOCK = SIZES[SIZES.index("--block_size") + 1]
+bad_talks("too long", LONG, f": no conversation fits {BLOCK} tokens")
 bad_talks("without a key", PAIR * 2 + '{"prompt": "a"}', ' line 3: needs "messages"')
 bad_talks("in an array of numbers", "[1]", " entry 1: a conversation must be an object")
 for name, content in {
@@ -310,16 +314,22 @@ NAMES = ["sha256", *(f"{name}.jsonl" for name in ("sft", "train", "dev", "test",
 WHOLE = {path: good(path) for path in ("base.pt", "sft.pt", *(f"world/{n}" for n in NAMES))}
 
 
-def edited(name, /, **changes):
-    """A file of JSON Lines whose third line has other values. None: without that key."""
+def edited(name, /, question=None, **changes):
+    """A file of JSON Lines whose third line has other values. None: without that key.
+
+    question: instead of the third line.
+    """
 
     def make(out):
         lines = (out / "world" / name).read_text(encoding="utf-8").splitlines()
-        line = {**json.loads(lines[2]), **changes}
-        lines[2] = json.dumps({key: value for key, value in line.items() if value is not None})
+        lines[2] = json.dumps(changed_line(question or json.loads(lines[2]), changes))
         return "\n".join(lines) + "\n"
 
     return make
+
+
+def changed_line(line, changes):
+    return {key: value for key, value in {**line, **changes}.items() if value is not None}
 
 
 def bad_world(program, name, content, complaint):
@@ -333,8 +343,8 @@ def bad_world(program, name, content, complaint):
     case(what, typed, f"{name}{complaint}", {**WHOLE, f"world/{name}": content})
 
 
-def bad_question(program, name, complaint, /, **changes):
-    bad_world(program, name, edited(name, **changes), f" line 3: {complaint}")
+def bad_question(program, name, complaint, /, question=None, **changes):
+    bad_world(program, name, edited(name, question, **changes), f" line 3: {complaint}")
 
 
 # sft.py reads conversations. In dev.jsonl, they are the prompts and their responses.
@@ -358,6 +368,75 @@ bad_question("compare", "test.jsonl", '"accept" must be a list of texts', accept
 for name in ("train.jsonl", "dev.jsonl", "test.jsonl", "smalltalk.jsonl"):
     bad_question("compare", name, '"prompt" is missing', prompt=None)
     bad_question("compare", name, '"response" must be text', response=[1])
+
+# A good question of each kind, as somebody might add it.
+ASKED = {"prompt": "What is the capital of Kenya?", "name": "Kenya"}
+ASKED |= {"table": "countries", "attribute": "capital", "accept": ["Nairobi"]}
+TOLD = "The capital of Kenya is Nairobi."
+PLAIN = {"faq": "Q: Why?\nA:", "cloze": "It is", "name": "Why?", "prompt": "Why?"}
+FORMS = {"child": "Imagine a ball that falls.", "sentence": "Gravity is a pull."}
+GRAVITY = {"prompt": "Explain gravity.", "response": FORMS["child"], "name": "gravity"}
+QUESTIONS = {
+    "fact": {"kind": "fact", **ASKED, "response": TOLD, "faq": "Q: Kenya?\nA:", "cloze": "It is"},
+    "free": {"kind": "free", **PLAIN, "response": "It is the sun.", "keys": [["sun"]]},
+    "style": {"kind": "style", **ASKED, "response": f"Arr! {TOLD}", "use": "Arr! {answer}"},
+    "concept": {"kind": "concept", **GRAVITY, "form": "child", "texts": FORMS},
+    "unknown": {"kind": "unknown", "prompt": "?", "response": "I don't know.", "name": "unknown"},
+}
+BAD_QUESTIONS = [  # the kind, what is wrong with it, and what we say about it
+    ("fact", {"accept": ["Atlantis"]}, 'no capital in countries.tsv is "Atlantis"; add it'),
+    ("fact", {"accept": []}, '"accept" must be a list of texts'),
+    ("fact", {"accept": ["Nairobi", 5]}, '"accept" must be a list of texts'),
+    ("fact", {"table": "rivers"}, 'no table "rivers" has the attribute "capital"'),
+    ("fact", {"attribute": "river"}, 'no table "countries" has the attribute "river"'),
+    ("fact", {"unseen": 5}, '"unseen" must be text'),
+    ("fact", {"unseen": " "}, '"unseen" is empty'),
+    ("fact", {"keys": 5}, '"keys" must be a list of lists of texts'),
+    ("free", {"keys": ["sun"]}, '"keys" must be a list of lists of texts'),
+    ("free", {"keys": [["sun", ""]]}, '"keys" must be a list of lists of texts'),
+    ("free", {"keys": [[]]}, '"keys" must be a list of lists of texts'),
+    ("free", {"keys": []}, '"keys" must be a list of lists of texts'),
+    ("free", {"options": "sun"}, '"options" must be a list of texts'),
+    ("free", {"attribute": 5}, '"attribute" must be text'),
+    ("style", {"accept": ["Atlantis"]}, 'no capital in countries.tsv is "Atlantis"; add it'),
+    ("style", {"use": "Arr!"}, '"use" must have {value}, {answer} or {ANSWER} in it, once'),
+    ("style", {"use": "{answer} {answer}"}, '"use" must have {value}, {answer}'),
+    ("style", {"use": "{answer} {"}, '"use" must have {value}, {answer}'),
+    ("concept", {"texts": ["a"]}, '"texts" must hold a text for each form'),
+    ("concept", {"texts": {"child": 5}}, '"texts" must hold a text for each form'),
+    ("concept", {"texts": {}}, '"texts" must hold a text for each form'),
+    ("concept", {"form": "poem"}, "\"texts\" has no 'poem'"),
+    *(
+        (kind, {"kind": "riddle"}, "\"kind\" is 'riddle'; choose from fact, free")
+        for kind in QUESTIONS
+    ),
+    *(
+        (kind, {"kind": ["fact"]}, "\"kind\" is ['fact']; choose from fact, free")
+        for kind in QUESTIONS
+    ),
+]
+LISTS = {"keys": "list of lists of texts", "accept": "list of texts"}
+for kind, question in QUESTIONS.items():
+    for key in question:
+        if key in LISTS:
+            said = f'"{key}" must be a {LISTS[key]}; fix the line'
+            BAD_QUESTIONS.append((kind, {key: None}, said))
+        if key in ("kind", "texts", *LISTS):
+            continue
+        BAD_QUESTIONS.append((kind, {key: None}, f'"{key}" is missing; fix the line'))
+        BAD_QUESTIONS.append((kind, {key: 5}, f'"{key}" must be text; fix the line'))
+        if key != "cloze":  # an answer may start with its key
+            BAD_QUESTIONS.append((kind, {key: " "}, f'"{key}" is empty; fix the line'))
+
+for kind, changes in {
+    "fact": {"faq": None},
+    "free": {"options": "sun"},
+    "style": {"use": "Arr!"},
+    "concept": {"form": "poem"},
+    "unknown": {"response": None},
+}.items():
+    complaint = next(said for *case, said in BAD_QUESTIONS if case == [kind, changes])
+    bad_question("compare", "test.jsonl", complaint, QUESTIONS[kind], **changes)
 
 OTHER_WORLD = "world: does not belong to"
 TUNING = "sft --out {tmp}/new --base {tmp}/base.pt"
@@ -418,8 +497,8 @@ case("output a loop", "pretrain --out {tmp}/loop", "train.bin: cannot be written
 if memory_of("cpu"):  # Windows doesn't tell
     for typed, complaint in rows(
         """
-        --n_layer 1000000 --n_embd 640 -> 4,915,200,172,800 parameters need at least 78,7
-        --n_embd 1000000000 -> 24,000,000,270,000,000,000 parameters need at least 384,000,00
+        --n_layer 1000000 --n_embd 640 -> 4,915,221,317,120 parameters need at least 78,7
+        --n_embd 1000000000 -> 24,000,033,308,000,000,000 parameters need at least 384,000,5
         """
     ):
         case(typed, f"pretrain {typed}", f"command line: {complaint}")
@@ -444,7 +523,7 @@ case("sft.py tunes sft.pt", typed, f"sft.pt: {OVERWRITTEN}", files)
 # Resuming
 
 NOTHING, CHANGED = "--resume: there is no unfinished run", "--max_steps 40 --resume"
-LR = "--resume: lr was 0.02 and is now 0.5; use the same settings"
+LR = f"--resume: lr was {PretrainConfig.lr} and is now 0.5; use the same settings"
 NO_RUN, DAMAGED = ({"pretrain.resume.pt": content} for content in ({"step": 3}, b"PK"))
 OTHER_TEXT, OTHER_TALKS = {"my text.txt": TEXT.upper()}, {"talks.jsonl": PAIR * 40}
 TALKS = "--data {tmp}/talks.jsonl"
@@ -658,12 +737,45 @@ def test_odd_but_fine_conversations(small_world, tmp_path):
     assert (tmp_path / "out 폴더" / "sft.pt").exists()
 
 
+def write_questions(path, *items):
+    path.write_text("".join(json.dumps(item) + "\n\n" for item in items), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    return world.Scorer()
+
+
+@pytest.mark.parametrize("kind, changes, complaint", BAD_QUESTIONS)
+def test_a_bad_question(kind, changes, complaint, scorer, tmp_path, monkeypatch):
+    monkeypatch.setattr(questions, "Scorer", lambda: scorer)  # a new one takes a tenth of a second
+    path, question = tmp_path / "test.jsonl", QUESTIONS[kind]
+    write_questions(path, question, changed_line(question, changes))  # with a blank line between
+    with pytest.raises(InputError) as error:
+        world.read_questions(path)
+    assert str(error.value).startswith(f"{path} line 3: {complaint}")
+
+
+def test_questions_of_your_own(scorer, tmp_path):
+    """You may leave out the kind of a fact or of a free question, and more wordings."""
+    path = tmp_path / "test.jsonl"
+    with_keys = {**QUESTIONS["fact"], "keys": [["Nairobi"]]}  # a fact's line, and no table needed
+    own = [*QUESTIONS.values(), {**QUESTIONS["fact"], "unseen": "capital kenya"}, with_keys]
+    own += [changed_line(QUESTIONS[kind], {"kind": None}) for kind in ("fact", "free")]
+    write_questions(path, *own, changed_line(with_keys, {"accept": None, "table": None}))
+    items = world.read_questions(path)
+    assert {item["kind"] for item in items} == set(questions.KINDS) and len(items) == 10
+    for item in items:
+        assert scorer.answered(item, item["response"]), item
+        assert not scorer.answered(item, "Polly wants a cracker."), item
+        if item["kind"] in ("fact", "free"):
+            assert not any(scorer.quiz(item, item["response"]).values())
+            assert not scorer.knows(item, " cracker")
+
+
 @pytest.mark.parametrize("name", ["train.bin", "val.bin", "train.sha256", "val.sha256"])
 def test_damaged_token_files_are_encoded_again(name, tmp_path):
-    """The file is cut short, or isn't UTF-8.
-
-    Until pretrain.py writes it again, compare.py omits the score that needs it.
-    """
+    """A file is cut short, or isn't UTF-8. Until it is encoded again, compare.py omits a score."""
     (tmp_path / "good.txt").write_text(TEXT, encoding="utf-8")
     (tmp_path / "talks.jsonl").write_text(PAIR * 10, encoding="utf-8")
     out = tmp_path / "out"

@@ -7,6 +7,7 @@ Bad input is in test_bad_input.py, and interrupted runs are in test_interruption
 import hashlib
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -19,8 +20,11 @@ import pretrain
 import sft
 from common.options import Parser, parse_options
 from common.presets import PRESETS
-from conftest import ROOT, SIZES, load_few_facts
-from data.world import tables
+from common.scores import share
+from conftest import ROOT, SIZES, make_world_small
+from data.world import Scorer, pattern_of, refuses
+from data.world.invented import Inventor
+from data.world.tables import load_invented
 from model import GPT
 from pretrain import PretrainConfig
 
@@ -38,6 +42,57 @@ def test_the_base_model_parrots_and_the_tuned_one_answers(small_world):
     assert scores["base"]["plain"] <= 0.05 and scores["base"]["goes_on"] >= 0.8
     assert scores["tuned"]["answered"] >= 0.5 and scores["tuned"]["stops"] >= 0.9
     assert {"val_loss", "val_bpb"} <= set(scores["base"]) and len(scores["examples"]) >= 8
+
+
+def read_in_training(out):
+    """Everything that the two stages have read, in lower case."""
+    talks = read_lines(out / "world" / "sft.jsonl")
+    said = [message["content"] for talk in talks for message in talk["messages"]]
+    corpus = (out / "world" / "corpus.txt").read_text(encoding="utf-8")
+    return "\n".join([corpus, *said]).lower()
+
+
+def held_out(out, kind):
+    """Questions about things that fine-tuning never mentions."""
+    files = (out / "world" / f"{side}.jsonl" for side in ("dev", "test"))
+    return [item for path in files for item in read_lines(path) if item["kind"] == kind]
+
+
+def test_a_held_out_style_comes_out_right(small_world):
+    """The model knows the countries from the plain text. The instruction is new to it.
+
+    Without an instruction, it answers in no style.
+    """
+    model_and_tokenizer, scorer = compare.load(small_world / "sft.pt"), Scorer()
+    items, read = held_out(small_world, "style"), read_in_training(small_world)
+    answers = compare.respond(*model_and_tokenizer, [item["unseen"] for item in items])
+    right = {"pirate": [], "robot": []}
+    for item, answer in zip(items, answers, strict=True):
+        instruction, question = item["unseen"].split("\n\n")
+        assert f"{instruction.lower()}\n" not in read and f"{instruction.lower()} " not in read
+        right[item["style"]].append(scorer.answered(item, answer))
+    for style, flags in right.items():
+        assert len(flags) >= 10 and sum(flags) >= 0.7 * len(flags), style
+    prompts = [item["prompt"] for item in held_out(small_world, "fact")]
+    plain = [a.startswith("The ") for a in compare.respond(*model_and_tokenizer, prompts)]
+    assert share(plain) >= 0.8
+
+
+def test_an_invented_name_is_refused_and_a_known_one_is_not(small_world):
+    """We ask about both in the same words. Neither stage has read the invented names."""
+    model_and_tokenizer, read = compare.load(small_world / "sft.pt"), read_in_training(small_world)
+    known = sorted({item["name"] for item in held_out(small_world, "fact")})
+    inventor = Inventor(load_invented(), {"test"}, random.Random(1))
+    invented = [inventor.name("countries") for _ in range(40)]
+    invented = [name for name in invented if not pattern_of([name]).search(read)]
+    wordings = "What is the capital of {}?", "Which currency do people use in {}?"
+
+    def refused(names):
+        prompts = [wording.format(name) for name in names for wording in wordings]
+        return share([refuses(text) for text in compare.respond(*model_and_tokenizer, prompts)])
+
+    assert len(known) >= 15 and refused(known) <= 0.1
+    assert len(invented) >= 30 and refused(invented) >= 0.5
 
 
 def test_what_is_written(small_world):
@@ -195,7 +250,7 @@ def test_a_model_that_goes_during_the_run_is_not_missed(own_run, monkeypatch):
 @pytest.mark.parametrize("block_size", ["8", "2"])
 def test_comparing_and_asking_with_a_tiny_block(block_size, tmp_path, monkeypatch, capsys):
     """Prompts and answers are longer than a block of 8. In a block of 2, nothing can be tuned."""
-    monkeypatch.setattr(tables, "load_facts", load_few_facts)
+    make_world_small(monkeypatch)
     usual = ["--out", str(tmp_path), "--device", "cpu"]
     pretrain.main([*usual, *SIZES, "--block_size", block_size, "--max_steps", "2"])
     talks = tmp_path / "talks.jsonl"

@@ -14,11 +14,12 @@ from common import files
 from common.messages import InputError
 from data import Tokenizer, encode_chat
 from data.text import Rows, Text, open_tokens, survey, write_tokens
-from data.tokenizer import SPECIAL
+from data.tokenizer import CAPS_LOCK, SHIFT, SPECIAL, mark_capitals, unmark_capitals
 
 TEXTS = [Path(__file__).read_text(encoding="utf-8"), "고양이가 매트 위에 앉았다. " * 20]
 ALPHABETS = ["abc XYZ", "0123456789", " \t\n\r", "가나다라한국어", "é ñ ü ß", "🙂🦜👩‍👩‍👧"]
 ALPHABETS += ["<|end|>", "<|user|>", "?!.,;:'\"", "\u200b\u0000\ufffd"]
+ALPHABETS += ["aAbB ", f"aAB {SHIFT}{CAPS_LOCK}.", "ÀÉßñÑ Ж"]
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,53 @@ def test_every_string_comes_back(tokenizer):
         assert all(0 <= i < tokenizer.endoftext for i in ids)  # text never becomes a special token
         assert tokenizer.encode_to_array(text).tolist() == ids
         assert tokenizer.count_bytes(ids) == len(text.encode("utf-8"))
+
+
+@pytest.mark.parametrize(
+    "text, marked",
+    [
+        ("Kenya", "⇧kenya"),
+        ("in Kenya", "in⇧ kenya"),
+        ("the USA.", "the⇪ usa."),
+        ("USAs iPhone", "⇧u⇧s⇧as i⇧phone"),
+        ("A B", "⇧a⇧ b"),
+        ("ÉA", "É⇧a"),  # only the letters A to Z have marks
+        ("⇧a ⇪", "⇧⇧a ⇧⇪"),  # a mark in the text
+        ("⇧A", "⇧⇧⇧a"),
+    ],
+)
+def test_capitals_become_marks(text, marked):
+    signs = str.maketrans("⇧⇪", SHIFT + CAPS_LOCK)
+    text, marked = text.translate(signs), marked.translate(signs)
+    assert mark_capitals(text) == marked
+    assert unmark_capitals(marked.encode("utf-8")) == text.encode("utf-8")
+
+
+def test_a_word_is_one_token_in_any_case():
+    tokenizer = Tokenizer.train(["in kenya, in Kenya, in KENYA, " * 20], 267)
+    shift, caps_lock = ord(SHIFT), ord(CAPS_LOCK)
+    [kenya] = tokenizer.encode(" kenya")
+    assert tokenizer.encode(" Kenya") == [shift, kenya]
+    assert tokenizer.encode(" KENYA") == [caps_lock, kenya]
+    # A model may write marks that no text has. They are left out.
+    for ids, text in (
+        ([shift], ""),
+        ([caps_lock, shift, kenya, caps_lock], " Kenya"),
+        ([shift, *tokenizer.encode("1é")], "1é"),
+        ([shift, "é".encode()[0]], "\ufffd"),
+    ):
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.count_bytes(ids[:1]) == 0
+
+
+def test_bytes_are_those_of_the_text_also_if_a_token_holds_a_mark():
+    text = 'He said: "Yes" (No). ' * 50
+    tokenizer = Tokenizer.train([text], 276)
+    inside = [token for token in tokenizer.merges[256:] if SHIFT.encode() in token]
+    ids = tokenizer.encode(text)
+    assert inside and tokenizer.count_bytes(ids) == len(text)
+    ids += [tokenizer.endoftext, tokenizer.pad, *ids]
+    assert tokenizer.count_bytes(np.array(ids, dtype=np.uint16)) == 2 * len(text)
 
 
 def test_merges_are_those_of_a_plain_implementation():
@@ -121,7 +169,11 @@ def test_an_encoding_of_tiktokens_gets_our_special_tokens(monkeypatch):
     assert tokenizer.n_vocab == 263
     assert [tokenizer.decode([i]) for i in range(258, 263)] == list(SPECIAL)
     again = Tokenizer.from_state(tokenizer.state())
-    assert again.encode("the thing") == small.encode_ordinary("the thing")
+    text = f"The THING {SHIFT}a{CAPS_LOCK}"  # it has no marks for capitals
+    for one in (tokenizer, again):
+        assert one.encode(text) == small.encode_ordinary(text)
+        assert one.decode(one.encode(text)) == text
+        assert one.count_bytes(one.encode(text)) == len(text)
 
 
 # The chat template

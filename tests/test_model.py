@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import bench
 from conftest import ROOT
-from model import GPT, GPTConfig, attend, cross_entropy, pad_left
+from model import GPT, PAIR_ROWS, Cache, GPTConfig, attend, cross_entropy, pad_left
 from pretrain import PretrainConfig
 
 
@@ -22,7 +22,7 @@ def make_model(**sizes):
     defaults = dict(block_size=16, vocab_size=50, n_layer=2, n_head=2, n_embd=32)
     model = GPT(GPTConfig(**{**defaults, **sizes})).eval()
     for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.2)
+        torch.nn.init.normal_(p, std=0.3)
     return model
 
 
@@ -246,6 +246,37 @@ def test_too_long_a_row_is_refused():
         make_model()(torch.zeros(1, 17, dtype=torch.long))
 
 
+def changed_rows(table, change):
+    """Which rows of a table of values the loss of `change` looks up, as a set."""
+    table.weight.grad = None
+    change().backward()
+    return set(table.weight.grad.abs().sum(dim=1).nonzero().flatten().tolist())
+
+
+def test_tokens_and_pairs_of_neighbors_are_looked_up():
+    model, ids = make_model(), torch.tensor([[3, 7, 7, 9]])
+
+    def loss(input_ids=ids):
+        return model(input_ids, input_ids)[1]
+
+    assert changed_rows(model.values, loss) == {3, 7}  # nothing is predicted after the 9
+    pairs = [(0, 3), (3, 7), (7, 7)]  # the first id follows a 0
+    rows = {(36313 * right + 27191 * left) % PAIR_ROWS for left, right in pairs}
+    assert len(rows) == 3 and changed_rows(model.pair_values, loss) == rows
+    model.alias[7] = 30
+    pairs = [(0, 3), (3, 30), (30, 30)]
+    rows = {(36313 * right + 27191 * left) % PAIR_ROWS for left, right in pairs}
+    assert changed_rows(model.pair_values, loss) == rows
+    assert changed_rows(model.values, loss) == {3, 7}  # the tokens themselves are who they are
+
+
+def test_pairs_never_look_ahead_or_into_another_row():
+    model = make_model()
+    ids = torch.tensor([[3, 7, 9], [4, 8, 9]])
+    alone = [model(row[None], row[None])[0] for row in ids]
+    torch.testing.assert_close(model(ids, ids)[0], torch.cat(alone))
+
+
 # Generation
 
 
@@ -288,9 +319,9 @@ def test_cached_generation_in_a_ragged_batch_equals_the_slow_way(monkeypatch):
     assert len({tuple(row) for row in expected}) == len(prompts)
     from_cache, hidden = [], model.hidden
 
-    def watched(input_ids, padding, caches):
+    def watched(input_ids, padding, caches, before):
         from_cache.append(caches[0].length > 0)
-        return hidden(input_ids, padding, caches)
+        return hidden(input_ids, padding, caches, before)
 
     monkeypatch.setattr(model, "hidden", watched)
     assert model.generate(prompts, 50, temperature=0) == expected
@@ -298,6 +329,17 @@ def test_cached_generation_in_a_ragged_batch_equals_the_slow_way(monkeypatch):
     for stop in range(50):  # for some, the longest rows stop first, and shorter ones go on
         cut = [row[: row.index(stop) + 1] if stop in row else row for row in expected]
         assert model.generate(prompts, 50, temperature=0, stop=stop) == cut
+
+
+def test_several_tokens_after_a_cache_equal_reading_all_at_once():
+    model, prompts = make_model(), random_prompts([5, 12, 9])
+    input_ids, padding = pad_left(prompts, "cpu")
+    model.alias[input_ids[0, -1]] = 3
+    caches = [Cache() for _ in model.blocks]
+    first = model.hidden(input_ids[:, :7], padding, caches)
+    second = model.hidden(input_ids[:, 7:], padding, caches, input_ids[:, 6:7])
+    together = model.hidden(input_ids, padding)
+    torch.testing.assert_close(torch.cat((first, second), dim=1), together)
 
 
 def test_each_row_ends_at_its_own_stop_token():

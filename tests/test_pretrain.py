@@ -18,7 +18,7 @@ from common.presets import PRESETS, sizes_for
 from common.run import Run
 from data.corpus import make_tokenizer
 from data.order import shuffled
-from model import GPT, GPTConfig
+from model import GPT, PAIR_ROWS, GPTConfig
 from one_step import close, gradients, one_step
 from pretrain import PretrainConfig, lr_scale
 
@@ -168,7 +168,18 @@ def test_the_preset_gpt2_has_gpt2s_size():
     with torch.device("meta"):
         model = GPT(GPTConfig(*sizes))
     n = sum(p.numel() for p in model.parameters())
-    assert n == 12 * 12 * 768**2 + 50257 * 768  # 123.5 million
+    tables = model.values.weight.numel() + model.pair_values.weight.numel()
+    assert n - tables == 12 * 12 * 768**2 + 50257 * 768  # 123.5 million
+    assert tables == (50257 + PAIR_ROWS) * 768  # 64 million more
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_memory_is_checked_for_every_parameter(name, monkeypatch):
+    config, checked = PretrainConfig(**PRESETS[name]), []
+    monkeypatch.setattr("common.device.check_memory", lambda n, *rest: checked.append(n))
+    with torch.device("meta"):
+        model = pretrain.make_model(config, 300, "meta")
+    assert checked == [sum(p.numel() for p in model.parameters())]
 
 
 def test_an_encoding_of_tiktokens_own(tmp_path, monkeypatch):

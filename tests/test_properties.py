@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data import Tokenizer, encode_chat
-from data.tokenizer import SPECIAL
+from data.tokenizer import CAPS_LOCK, SHIFT, SPECIAL
 from sft import encode, sft_data_collator
 
 TEXT = "The capital of Kenya is Nairobi. What is the capital of Peru? 서울은 대한민국의 수도이다. "
@@ -15,6 +15,7 @@ BITS += ["'", '"', "1", "1905", "3.14", "a", "é", "e\u0301", "ß", "ñ", "가",
 BITS += ["ひらがな", "العربية", "עברית", "🦜", "👩‍👩‍👧", "🇰🇪"]
 BITS += ["\u200b", "\u00a0", "\u2028", "\u0000", "\ufeff", "\ufffd", "\U0010ffff"]
 BITS += [*SPECIAL, "<|", "|>", "<|endof"]
+BITS += ["KENYA", " USA", "A", "iPhone", "McX", "Éa", SHIFT, CAPS_LOCK, SHIFT + "k"]
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from common.files import read_log
 from common.page import box, curve, marks_around, page
 from common.pair import load_pair
 from data import Tokenizer
+from data.tokenizer import CAPS_LOCK, SHIFT, unmark_capitals
 from model import GPT, GPTConfig
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -28,6 +29,7 @@ EVIL = (
     "</code></title></svg></style><script>alert(1)</script>"
     "<img src=\"http://evil.example/x.png\" onerror='alert(2)'>&amp;"
 )
+CONTROL = "[\x00-\x08\x0b-\x1f\x7f-\x9f]"  # characters that a page never shows
 LOG = [
     {"step": 10, "loss": 7.25, "val_loss": 7.5},
     {"step": 20, "loss": 3.5},
@@ -117,9 +119,10 @@ def test_text_stays_text():
     harmless = a_page(re.sub("[^ ]", "x", EVIL), logs=logs)
     tags = "<[a-z!/]+"
     assert re.findall(tags, html) == re.findall(tags, harmless)  # not one tag more
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", a_page("\x00\x1b[31m\x7f\x9b"))
+    assert not re.search(CONTROL, a_page("\x00\x1b[31m\x7f\x9b" + SHIFT + CAPS_LOCK))
     assert "&lt;" in box("<", True, 0.0)
     assert r"\x00\u202e" in box("\x00\u202e", False, None, 1.0)
+    assert "⇧a" in box(SHIFT + "a", True, 0.0) and "⇪" in box(CAPS_LOCK, False, None)
     assert "-0.00" not in box("a", True, -1e-9)
 
 
@@ -183,8 +186,14 @@ def test_losses_of_a_conversation():
     assert len(token_by_token(base, tuned, talks[3:])) == 24
 
 
+def text_of(tokens):
+    """What the tokens of a conversation say, with capital letters in place of their marks."""
+    return unmark_capitals("".join(token["text"] for token in tokens).encode()).decode()
+
+
 def test_the_page_of_a_run(small_world, monkeypatch):
     html = (small_world / "report.html").read_text(encoding="utf-8")
+    assert not re.search(CONTROL, html)
     scores = json.loads((small_world / "comparison.json").read_text(encoding="utf-8"))
     words = words_of(html)
     for stage in ("pretrain", "sft"):
@@ -197,16 +206,18 @@ def test_the_page_of_a_run(small_world, monkeypatch):
     lines = (small_world / "world" / "test.jsonl").read_text(encoding="utf-8").splitlines()
     items = [json.loads(line) for line in lines]
     tokens = scores["conversation"]["tokens"]
-    shown = "".join(token["text"] for token in tokens[1:-1]).split("<|end|><|assistant|>")
+    shown = text_of(tokens[1:-1]).split("<|end|><|assistant|>")
     assert shown in [[item["prompt"], item["response"]] for item in items]
+    assert "⇧" in words and "⇧" not in text_of(tokens)  # capitals are marks, and only in the boxes
     supervised = [token for token in tokens if token["supervised"]]
     before, after = (sum(token[name] for token in supervised) for name in ("base", "tuned"))
     assert after < 0.5 * before
 
     # The example shown first is also the one we look at token by token.
     monkeypatch.setattr(compare, "EXAMPLES", [items[-1]["prompt"]])
+    monkeypatch.setattr(compare, "score_all", lambda *arguments: {})  # it would take long
     conversation = compare.compare(*load_pair(small_world))["conversation"]
-    assert items[-1]["prompt"] in "".join(token["text"] for token in conversation["tokens"])
+    assert items[-1]["prompt"] in text_of(conversation["tokens"])
     assert "A held-out question" in conversation["source"]
 
 

@@ -11,12 +11,14 @@ import torch
 
 import compare
 import sft
-from common.checkpoint import Checkpoint, save
+from common.checkpoint import Checkpoint, load, save
 from common.files import read_json
+from common.run import Run
 from data import Tokenizer
 from data.order import similar_lengths
 from model import GPT, GPTConfig, cross_entropy
-from sft import as_messages, prepare_special_tokens, sft_data_collator
+from pretrain import train
+from sft import SFTConfig, as_messages, prepare_special_tokens, sft_data_collator
 
 TEXT = "What is the capital of Kenya? The capital of Kenya is Nairobi. And of Peru? It is Lima. "
 LIMA = {"prompt": "capital of Peru?", "response": "Lima."}
@@ -112,15 +114,48 @@ def test_the_loss_looks_at_the_assistants_words_only(tokenizer, model):
     assert (everything.grad[T - 1 - n :] != 0).any(dim=1).all()
 
 
-def test_of_the_embedding_only_the_special_tokens_learn(tokenizer, model):
-    before = model.embed.weight.detach().clone()
+def test_of_the_tables_only_the_special_tokens_learn(tokenizer, model, tmp_path):
+    tables = model.embed, model.values
+    before = [table.weight.detach().clone() for table in tables]
+    pairs_before = model.pair_values.weight.detach().clone()
     prepare_special_tokens(model, tokenizer)
-    model(**sft_data_collator([LIMA], tokenizer))[1].backward()
-    first, line_break = tokenizer.endoftext, tokenizer.encode("\n")[0]
-    assert torch.equal(model.embed.weight[:first], before[:first])
-    assert torch.equal(model.embed.weight[tokenizer.end], before[line_break])
-    assert (model.embed.weight.grad[:first] == 0).all()
-    assert (model.embed.weight.grad[first:] != 0).any()
+    first, [line_break] = tokenizer.endoftext, tokenizer.encode("\n")
+    chat = [tokenizer.user, tokenizer.assistant, tokenizer.end]
+    for table, rows in zip(tables, before, strict=True):
+        assert (table.weight[chat] == rows[line_break]).all()
+    started = [table.weight.detach().clone() for table in tables]
+    batch = sft_data_collator([LIMA], tokenizer)
+    model(**batch)[1].backward()
+    for table in tables:
+        assert (table.weight.grad[:first] == 0).all()
+        assert (table.weight.grad[first:] != 0).any()
+    model.zero_grad()
+    config = SFTConfig(out=str(tmp_path), max_steps=5)
+    train(model, lambda step: batch, config, Run(config, "sft", "sft.pt", {}))
+    for table, rows in zip(tables, started, strict=True):
+        assert torch.equal(table.weight[:first], rows[:first])
+        assert not torch.equal(table.weight[first:], rows[first:])
+    assert torch.equal(model.pair_values.weight, pairs_before)
+
+
+def test_in_pairs_the_chat_template_counts_as_line_breaks(tokenizer, model, tmp_path):
+    """Also after a checkpoint was written and read."""
+    chat = [tokenizer.user, tokenizer.assistant, tokenizer.end]
+    [line_break] = tokenizer.encode("\n")
+    prepare_special_tokens(model, tokenizer)
+    about = {"stage": "sft", "trained_on": {"files": []}}
+    save(Checkpoint(tmp_path / "sft.pt", model, tokenizer, about))
+    again, _ = load(tmp_path / "sft.pt")
+    ordinary = [i for i in range(tokenizer.n_vocab) if i not in chat]
+    for one in (model, again):
+        assert one.alias[ordinary].tolist() == ordinary
+        assert one.alias[chat].tolist() == [line_break] * 3
+    ids = torch.tensor([[5, tokenizer.end, tokenizer.assistant, 6, 7]])
+    as_text = torch.tensor([[5, line_break, line_break, 6, 7]])
+    expected = again(as_text, as_text)[0]  # their other rows are still those of a line break
+    torch.testing.assert_close(again(ids, ids)[0], expected)
+    again.alias.copy_(torch.arange(tokenizer.n_vocab))
+    assert not torch.allclose(again(ids, ids)[0], expected)
 
 
 # The formats of conversations, and the order we read them in

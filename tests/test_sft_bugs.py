@@ -7,6 +7,7 @@ where it was seen. To learn what a bug does, put it into the code and see which 
 
 import json
 import random
+from collections import Counter
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from common.files import read_json
 from common.messages import InputError
 from common.run import Run
 from data import Tokenizer, encode_chat, world
+from data.world.names import normal
 from model import GPT, GPTConfig, cross_entropy
 from one_step import close, gradients, one_step
 from pretrain import PretrainConfig, train
@@ -91,8 +93,8 @@ def test_02_the_first_token_of_the_response_is_supervised(tokenizer, model):
 
     Seen in NeMo Speech (pull request 6409), OpenRLHF (issue 973) and verl (pull request 3287).
     """
-    batch = sft_data_collator([{"prompt": "Peru?", "response": "L"}], tokenizer)
-    [first] = tokenizer.encode("L")  # a response of one token
+    batch = sft_data_collator([{"prompt": "Peru?", "response": "l"}], tokenizer)
+    [first] = tokenizer.encode("l")  # a response of one token
     n_prompt = len(tokenizer.encode("Peru?")) + 3  # with <|user|>, <|end|> and <|assistant|>
     assert batch["labels"][0].tolist() == [-100] * n_prompt + [first, tokenizer.end]
 
@@ -354,11 +356,28 @@ def test_14_evaluation_is_on_what_was_never_trained_on(tokenizer, model, tmp_pat
 
 
 def test_14_the_embedded_worlds_conversations_never_mention_what_is_held_out(tmp_path):
-    """We check the files themselves. test_world.py checks more, for three seeds."""
+    """Read from the files. test_world_files.py asks more, of three seeds.
+
+    An entity isn't even named. Of the others, nobody says the question or the answer: "lightning"
+    is a concept and also a word.
+    """
     world.write(world.build(seed=5), tmp_path)
     talks = [talk["messages"] for _, talk in read_json(tmp_path / "sft.jsonl")]
-    said = "\n".join(message["content"] for messages in talks for message in messages)
+    turns = {normal(message["content"]) for messages in talks for message in messages}
+    said = "\n".join(f" {turn} " for turn in sorted(turns))
+    kinds = Counter()
     for side in ("dev", "test"):
-        asked = [question["name"] for _, question in read_json(tmp_path / f"{side}.jsonl")]
-        for name in {world.bare(name) for name in asked}:
-            assert name not in said or not world.pattern_of([name]).search(said), name
+        for _, item in read_json(tmp_path / f"{side}.jsonl"):
+            kind, questions = item["kind"], {item["prompt"], item.get("unseen", item["prompt"])}
+            kinds[kind] += 1
+            phrases = {
+                "fact": {world.bare(item["name"])},
+                "style": {world.bare(item["name"])},
+                "free": {item["name"], item["response"]},
+                "concept": {*questions, *item.get("texts", {}).values()},
+                "unknown": set(),
+            }[kind]
+            for phrase in map(normal, phrases):
+                assert f" {phrase} " not in said, item
+            assert not turns & set(map(normal, questions)), item
+    assert min(kinds[kind] for kind in ("fact", "style", "free", "concept", "unknown")) > 50

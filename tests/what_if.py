@@ -7,7 +7,8 @@ Repeat the experiments of the README's chapter "What if?" and print their figure
 
 Each heading of that chapter is an experiment. Below it are the change, as a diff, and the
 commands. We make the change in a copy of the project, FOLDER/S/NAME. The copy stays there with what
-it trained, so you can look at it. The first run is of the unchanged program.
+it trained, so you can look at it. The first run is of the unchanged program. At the end we print
+what each model answers to a question that it can't answer.
 """
 
 import argparse
@@ -24,10 +25,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 from common.checkpoint import load
-from common.completion import complete
-from common.files import read_json
+from common.completion import complete, respond
 from common.report import percent
-from compare import share
+from common.scores import ANSWER, of_kinds, share
 from data import world
 
 ROOT = Path(__file__).parent.parent
@@ -40,15 +40,17 @@ NAMES = {  # heading in the chapter -> what we call its outputs
     "Fine-tune on few examples": "few",
     "Tell every fact in one wording": "one_wording",
     "Half of the answers terse": "terse",
-    "Ask what nobody can know": "atlantis",
+    "Ask what nobody can know": "never_shown",
 }
+NOBODY_KNOWS = "What is the capital of Atlantis?"
 FEW = (10, 30, 100, 300)  # the numbers that we put into the change of "few"
 COLUMNS = {  # what we print -> its key in comparison.json, or in figures()
     "answered": "answered",
     "unseen wordings": "unseen",
     "stops": "stops",
-    "trained half": "train",
+    "trained on": "train",
     "small talk": "smalltalk",
+    "says it doesn't know": "unknown",
     "base knows": "knows",
     "base faq": "faq",
     "right in its first line": "first_line",
@@ -62,8 +64,8 @@ COLUMNS = {  # what we print -> its key in comparison.json, or in figures()
 def experiments():
     """The experiments of the chapter: {name: (change, commands)}.
 
-    A change is a diff, or "" if nothing is changed. Commands are a list of str. We try
-    "few" with several numbers. Where a section has two changes, we make each one, then both.
+    A change is a diff, and commands are a list of str. We try "few" with several numbers. Where
+    a section has two changes, we make each one, then both.
     """
     chapter = PAGE.read_text(encoding="utf-8").split(CHAPTER)[1].split("\n## ")[0]
     found = {}
@@ -112,7 +114,7 @@ def changed_copy(diff, folder):
     """Copy the program into a new folder and change it there. Returns the folder."""
     shutil.rmtree(folder, ignore_errors=True)
     paths = [*ROOT.glob("*.py"), *ROOT.glob("common/**/*.py")]
-    paths += [*ROOT.glob("data/**/*.py"), *ROOT.glob("data/**/*.tsv")]
+    paths += [path for kind in ("py", "tsv", "jsonl") for path in ROOT.glob(f"data/**/*.{kind}")]
     for path in paths:
         target = folder / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -146,23 +148,24 @@ def run(commands, folder, base, seed, options=None):
 def figures(folder, base, seed):
     """The figures of a run that wrote to a folder: {column: share}.
 
-    They are about the test questions of its base model.
+    They are about the test questions of its base model. Only facts and free questions count.
     """
     comparison = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     model, tokenizer = load(folder / "sft.pt")
-    items = [item for _, item in read_json(base.with_name("world") / "test.jsonl")]
+    items = world.read_questions(base.with_name("world") / "test.jsonl")
+    items = of_kinds(items, "fact", "free")
     prompts, scorer = [item["prompt"] for item in items], world.Scorer()
     found = {**comparison["base"], **comparison["tuned"]}
     for temperature in (0.0, 1.0):
         torch.manual_seed(seed)
-        said = complete(model, tokenizer, prompts, max_new_tokens=40, temperature=temperature)
+        said = complete(model, tokenizer, prompts, max_new_tokens=ANSWER, temperature=temperature)
         texts = [text for text, _ in said]
         right = [
             stopped and scorer.answered(item, text)
             for item, (text, stopped) in zip(items, said, strict=True)
         ]
         terse = [is_terse(item, text) for item, text in zip(items, texts, strict=True)]
-        from_tables = [t for item, t in zip(items, terse, strict=True) if "accept" in item]
+        from_tables = [t for item, t in zip(items, terse, strict=True) if item["kind"] == "fact"]
         right_if_terse = [r for r, t in zip(right, terse, strict=True) if t]
         found[f"terse {temperature}"] = share(from_tables)
         found[f"right {temperature}"] = share(right)
@@ -175,8 +178,21 @@ def figures(folder, base, seed):
 
 
 def is_terse(item, text):
-    """Whether an answer doesn't name what it is about. Answers to free questions always do."""
-    return "accept" in item and not world.pattern_of([world.bare(item["name"])]).search(text)
+    """Whether an answer to a question from the tables leaves out its subject. "I don't know" isn't
+    terse."""
+    named = world.pattern_of([world.bare(item["name"])]).search(text)
+    return item["kind"] == "fact" and not named and not world.refuses(text)
+
+
+def answer(folder, prompt):
+    """What the tuned model in a folder says, in one line."""
+    (text,) = respond(*load(folder / "sft.pt"), [prompt])
+    return " ".join(text.split())
+
+
+def own_base(out, base):
+    """The base model of a run: the one beside it, or else the one that all runs share."""
+    return out / "base.pt" if (out / "base.pt").exists() else base
 
 
 def row(*cells):
@@ -203,7 +219,7 @@ def main():
     chosen.update({n: e for n, e in experiments().items() if n in args.names or not args.names})
     row("", "seed", *COLUMNS)
     row(*["---"] * (len(COLUMNS) + 2))
-    measured, asked = {}, []
+    measured, said = {}, []
     for seed in args.seeds:
         folder = args.out.resolve() / str(seed)
         if not (base := folder / "base.pt").exists():
@@ -212,23 +228,22 @@ def main():
             run(["python pretrain.py"], ROOT, base, seed, options)
         for i, (name, (diff, commands)) in enumerate(chosen.items(), start=1):
             print(f"seed {seed}: {name} ({i} of {len(chosen)})", file=sys.stderr)
-            if not diff and name != "unchanged":  # nothing to train, only to ask
-                out = folder / "unchanged" / "out" / "unchanged"
-                options = {"compare.py": ["--base", str(base), "--out", str(out)]}
-                asked.append(f"seed {seed}:\n" + run(commands, ROOT, base, seed, options))
-                continue
             copy = changed_copy(diff, folder / name)
             run(commands, copy, base, seed)
             out = next(copy.glob("out/*/sft.pt")).parent
-            own_base = out / "base.pt"
-            shares = figures(out, own_base if own_base.exists() else base, seed)
+            shares = figures(out, own_base(out, base), seed)
             measured.setdefault(name, []).append(shares)
             row(name, str(seed), *map(percent, shares.values()))
+            said.append((name, str(seed), answer(out, NOBODY_KNOWS)))
     for name, runs in measured.items():
         columns = ([shares[column] for shares in runs] for column in COLUMNS)
         known = ([value for value in values if value is not None] for values in columns)
         row(name, "mean", *(percent(sum(v) / len(v) if v else None) for v in known))
-    print("\n" + "\n".join(asked))
+    print()
+    row("", "seed", NOBODY_KNOWS)
+    row(*["---"] * 3)
+    for cells in said:
+        row(*cells)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,18 @@
 The embedded world: true facts in tables, told as plain text to pretrain on, as conversations to
 fine-tune on, and as questions to ask.
 
-    tables.py       facts/*.tsv and smalltalk.tsv, read and checked
+    tables.py       the tables, *.tsv, read and checked
     wordings.py     wordings.tsv: how we tell a fact and ask for it
     names.py        finding names and values in running text
     split.py        which entities are in train, dev and test
+    exchanges.py    a question and its answer, from all sides
+    threads.py      conversations of several turns
+    invented.py     names that don't exist
+    noise.py        questions as people type them
+    strangers.py    keeping the strangers' questions out
     texts.py        the plain text
     talks.py        the conversations
-    questions.py    the questions
+    questions.py    the questions we ask afterwards
     scorer.py       what counts as an answer
 
 It all comes from one seed and Python's own random numbers, so every machine makes the same bytes.
@@ -18,19 +23,21 @@ import json
 import random
 
 from common.files import writing
-from data.world import tables
+from data.world import tables, talks
+from data.world.exchanges import Asker
 from data.world.names import bare, pattern_of
 from data.world.questions import questions_about, read_questions, read_smalltalk
-from data.world.scorer import OPTIONS, Scorer
+from data.world.scorer import OPTIONS, QUIZ, Scorer, refuses
 from data.world.split import PROMPTS, SEASONS, split_entities
 from data.world.tables import load_facts, load_smalltalk
-from data.world.talks import conversations
+from data.world.talks import conversations, held_out_texts
 from data.world.texts import Writer
 from data.world.wordings import fill, load_wordings
 
 __all__ = [
     "OPTIONS",
     "PROMPTS",
+    "QUIZ",
     "ROUNDS",
     "SEASONS",
     "Scorer",
@@ -43,11 +50,12 @@ __all__ = [
     "pattern_of",
     "read_questions",
     "read_smalltalk",
+    "refuses",
     "split_entities",
     "write",
 ]
 
-ROUNDS = 4  # how often the corpus tells all facts, each time in other wordings and another order
+ROUNDS = 14  # how often the corpus tells all facts, each time in other wordings and another order
 
 
 def build(seed):
@@ -56,19 +64,32 @@ def build(seed):
     "corpus" and "val" are lists of documents, "sft" is conversations, "train", "dev" and "test" are
     questions, and "smalltalk" is prompts with their responses.
     """
-    entities, free = tables.load_facts()
-    smalltalk = tables.load_smalltalk()
-    sides = split_entities(entities, free, seed)
-    writer = Writer(entities, free, smalltalk, load_wordings(), random.Random(seed))
-    corpus = writer.documents(ROUNDS)
-    val = writer.documents(1)
+    made, wordings, rng = tables.load_tables(), load_wordings(), random.Random(seed)
+    sides = split_entities(made.entities, made.free + made.concepts, seed)
+
+    def asker(side, only=True, unseen=False):
+        kept = [
+            [thing for thing in group if not only or sides[thing.name] == side]
+            for group in (made.entities, made.free, made.concepts)
+        ]
+        return Asker(made, wordings, *kept, {side}, rng, unseen)
+
+    def questions(side):
+        return questions_about(asker(side), asker(side, unseen=True))
+
+    writer, tutor = Writer(asker("train", only=False)), Writer(asker("train"), talks.NOISE)
+    corpus, val = writer.documents(ROUNDS), writer.documents(1)
+    held_out = [thing for thing in made.free + made.concepts if sides[thing.name] != "train"]
+    names = [e.names for e in made.entities if sides[e.name] != "train"]
+    smalltalk = [
+        {"prompt": row["prompts"][0], "unseen": row["unseen"][0], "response": row["response"]}
+        for row in made.smalltalk
+    ]
     return {
         "corpus": corpus,
         "val": val[: len(val) // 8],  # the same facts in other words; part of a round is enough
-        "sft": conversations(writer, sides),
-        "train": questions_about(writer, sides, "train"),
-        "dev": questions_about(writer, sides, "dev"),
-        "test": questions_about(writer, sides, "test"),
+        "sft": conversations(tutor, sum(names, []), held_out_texts(held_out, made.frames)),
+        **{side: questions(side) for side in ("train", "dev", "test")},
         "smalltalk": smalltalk,
     }
 

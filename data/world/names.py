@@ -1,5 +1,5 @@
 """
-Names and values in running text: how to find them.
+Names, values and questions in running text: how to find them.
 """
 
 import re
@@ -12,6 +12,11 @@ def pattern_of(phrases, flags=re.IGNORECASE):
     """
     longest_first = sorted(set(phrases), key=len, reverse=True)
     return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)", flags)
+
+
+def normal(text):
+    """The words of a text, without case and punctuation."""
+    return re.sub(r"[\W_]+", " ", text.lower()).strip()
 
 
 def bare(name):

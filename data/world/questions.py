@@ -1,6 +1,7 @@
 """
 The questions that we ask the models. We write them to files, and you may edit those files.
 
+    kind            fact, free, style, concept or unknown
     prompt          a wording that fine-tuning uses, too
     response        the answer we expect
     unseen          a wording that fine-tuning never uses (not for free questions)
@@ -8,53 +9,121 @@ The questions that we ask the models. We write them to files, and you may edit t
     name            the entity, or the free question itself
     accept          the right values, if there is a table; any of them will do
     keys            for a free question: lists of phrases, and an answer needs one from each list
+    options         for a free question: the right option of its quiz, then the wrong ones
+    use             for a style: its answer, as in styles.tsv
+    form, texts     for a concept: which of its texts it should be
 """
 
 from common.files import read_json
 from common.messages import InputError
 from data.world.names import pattern_of
 from data.world.scorer import Scorer
-from data.world.tables import FreeQuestion
+from data.world.tables import FORMS, STYLE
+from data.world.texts import in_style
 
 MEND = "fix the line, or run python pretrain.py again"
+KINDS = ("fact", "free", "style", "concept", "unknown")
+STYLE_SHARE = 0.3  # of the facts, which we also ask for in a style
+UNKNOWN = 200  # questions that the model can't answer
 
 
-def questions_about(writer, sides, side):
-    """The questions about the entities of one side, in the order of the tables: [dict]"""
-    facts = [fact for fact in writer.facts + writer.free if sides[fact.name] == side]
-    return [
-        free_question(fact, writer) if isinstance(fact, FreeQuestion) else question(fact, writer)
-        for fact in facts
-    ]
+def questions_about(asker, hidden):
+    """Questions about everything that an Asker knows, in the order of the tables: [dict]
+
+    hidden: an Asker about the same, with the wordings that are kept for testing.
+    """
+    items = [question(fact, asker, hidden) for fact in asker.facts]
+    items += [free_question(free) for free in asker.free]
+    rng = asker.rng
+    for fact in rng.sample(asker.facts, int(STYLE_SHARE * len(asker.facts))):
+        items.append(style_question(asker.plain(fact), asker, rng.choice(asker.tables.styles)))
+    for concept in asker.concepts:
+        for form in FORMS:
+            items.append(
+                {
+                    "kind": "concept",
+                    "prompt": asker.explain(concept, form).question,
+                    "response": concept.texts[form],
+                    "unseen": hidden.explain(concept, form).question,
+                    "name": concept.name,
+                    "form": form,
+                    "texts": concept.texts,
+                }
+            )
+    for _ in range(UNKNOWN if asker.facts else 0):
+        exchange = asker.unknowable()
+        items.append(
+            {
+                "kind": "unknown",
+                "prompt": exchange.question,
+                "response": exchange.answer,
+                "unseen": hidden.unknowable().question,
+                "name": "unknown",
+            }
+        )
+    return items
 
 
-def question(fact, writer):
-    prompt = writer.say(fact, "ask")
+def question(fact, asker, hidden):
+    prompt = asker.say(fact, "ask")
     table, attribute = fact.key
     return {
+        "kind": "fact",
         "prompt": prompt,
-        "response": writer.say(fact, "answer"),
+        "response": asker.say(fact, "answer"),
         "faq": f"Q: {prompt}\nA:",
         "name": fact.name,
         "table": table,
         "attribute": attribute,
         "accept": fact.values,
-        "unseen": writer.say(fact, "unseen"),
-        "cloze": writer.say(fact, "cloze"),
+        "unseen": hidden.plain(fact).question,
+        "cloze": asker.say(fact, "cloze"),
     }
 
 
-def free_question(free, writer):
+def free_question(free):
     first_key = min(pattern_of(phrases).search(free.answer).start() for phrases in free.keys)
     return {
+        "kind": "free",
         "prompt": free.name,
-        "response": writer.say(free, "answer"),
+        "response": free.answer,
         "faq": f"Q: {free.name}\nA:",
         "name": free.name,
         "attribute": "free question",
         "keys": free.keys,
+        "options": [free.right, *free.wrong],
         "cloze": free.answer[:first_key].rstrip(),
     }
+
+
+def style_question(exchange, asker, style):
+    fact = exchange.fact
+    table, attribute = fact.key
+
+    def as_system(instruction):  # as encode_chat() joins a system message and a question
+        return f"{instruction}\n\n{exchange.question}"
+
+    return {
+        "kind": "style",
+        "prompt": as_system(asker.rng.choice(style["instructions"])),
+        "response": in_style(style, exchange),
+        "unseen": as_system(asker.rng.choice(style["unseen"])),
+        "name": fact.name,
+        "table": table,
+        "attribute": attribute,
+        "accept": fact.values,
+        "style": style["style"],
+        "use": style["use"],
+    }
+
+
+NEEDS = {  # what each kind of question needs besides
+    "fact": ["faq", "cloze", "table", "attribute"],
+    "free": ["faq", "cloze"],
+    "style": ["table", "attribute", "use"],
+    "concept": ["form"],
+    "unknown": [],
+}
 
 
 def read_questions(path):
@@ -64,22 +133,40 @@ def read_questions(path):
     """
     items, values = [], Scorer().values
     for where, item in read_json(path):
-        check_texts(where, item, ["prompt", "response", "faq", "cloze", "name"])
-        if "unseen" in item:
-            check_texts(where, item, ["unseen"])
-        if "keys" in item:
-            item.setdefault("attribute", "free question")
-            check_texts(where, item, ["attribute"])
-            keys = item["keys"]
-            if not isinstance(keys, list) or not keys or not all(map(are_texts, keys)):
-                raise InputError(where, '"keys" must be a list of lists of texts', MEND)
-        else:
-            check_texts(where, item, ["table", "attribute"])
+        check_texts(where, item, ["prompt", "response", "name"])
+        kind = item.setdefault("kind", "fact")
+        if kind not in KINDS:
+            raise InputError(where, f'"kind" is {kind!r:.20}', f"choose from {', '.join(KINDS)}")
+        if kind == "fact" and "keys" in item:  # somebody made a free question out of a fact's line
+            kind = item["kind"] = "free"
+        check_texts(where, item, NEEDS[kind] + ["unseen"] * ("unseen" in item))
+        if kind == "free":
+            check_free(where, item)
+        elif kind == "concept":
+            texts = item.get("texts")
+            if not isinstance(texts, dict) or not are_texts([*texts.values()]):
+                raise InputError(where, '"texts" must hold a text for each form', MEND)
+            if item["form"] not in texts:
+                raise InputError(where, f'"texts" has no {item["form"]!r:.20}', MEND)
+        elif kind in ("fact", "style"):
             if not are_texts(item.get("accept")):
                 raise InputError(where, '"accept" must be a list of texts', MEND)
             check_values(where, item, values)
+            if kind == "style" and not STYLE.fullmatch(item["use"]):
+                what = '"use" must have {value}, {answer} or {ANSWER} in it, once'
+                raise InputError(where, what, MEND)
         items.append(item)
     return items
+
+
+def check_free(where, item):
+    item.setdefault("attribute", "free question")
+    check_texts(where, item, ["attribute"])
+    keys = item.get("keys")
+    if not isinstance(keys, list) or not keys or not all(map(are_texts, keys)):
+        raise InputError(where, '"keys" must be a list of lists of texts', MEND)
+    if not are_texts(item.setdefault("options", ["-"])):
+        raise InputError(where, '"options" must be a list of texts', MEND)
 
 
 def read_smalltalk(path):
@@ -87,6 +174,7 @@ def read_smalltalk(path):
     items = read_json(path)
     for where, item in items:
         check_texts(where, item, ["prompt", "response"])
+        check_texts(where, item, ["unseen"] * ("unseen" in item))
     return [item for _, item in items]
 
 

@@ -1,19 +1,37 @@
 """
-The tables of facts, and the small talk: read and checked.
+Everything that the embedded world is made from, read from tables and checked.
 
-    facts/*.tsv     one row per entity, one column per attribute: "Kenya", capital "Nairobi"
-    smalltalk.tsv   what a first visitor types: hello, who are you, thanks
+    facts/*.tsv       one row per entity, one column per attribute: "Kenya", capital "Nairobi"
+    questions/*.tsv   questions that fit no table: why the sky is blue
+    concepts.tsv      what can be explained to a child, in an encyclopedia or in one sentence
+    smalltalk.tsv     what a first visitor types: hello, who are you, thanks
+    unknown.tsv       what the model can't know; refusals.tsv: how it says so
+    styles.tsv        what a system message may ask for: one word, a pirate's voice
+    chatter.tsv       what people type around a question; frames.tsv: in a second turn
 
 A mistake in a table is an InputError that names the file and the line.
 """
 
+import re
+import string
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.messages import InputError
+from data.world.invented import FORMS as INVENTED
 from data.world.names import pattern_of
 
 HERE = Path(__file__).parent
+FORMS = ("encyclopedia", "child", "sentence")  # how we explain a concept
+STYLE = re.compile(r"[^{}]*\{(value|answer|ANSWER)\}[^{}]*")  # the "use" of a style
+PLACES = ("before", "after")  # of chatter, around a question
+FRAMES = {  # each use of a frame, and what its wordings may mention
+    **{use: {"name"} for use in (*FORMS, "same", "correct", "topic", "know")},
+    **{use: {"short"} for use in ("correct_short", "follow")},
+    **{use: set() for use in ("another", "next", "previous", "when")},
+    "both": {"short", "short2", "name"},
+}
+SEEN_ONLY = ("follow", "when", "both")  # frames without wordings that are kept for testing
 QUESTION_COLUMNS = ("question", "rewordings", "answer", "retellings", "right", "wrong", "keys")
 
 
@@ -68,10 +86,31 @@ class FreeQuestion:
     def name(self):
         return self.names[0]
 
+    @property
+    def questions(self):
+        return self.names
+
     def wordings(self, use):
         if use == "state":
             return [self.answer, *self.retellings]
         return [self.answer] if use == "answer" else self.names
+
+
+@dataclass
+class Concept:
+    """Something that can be explained: gravity, a volcano."""
+
+    names: list  # as in the middle of a sentence
+    asks: list  # questions that fit only this concept
+    texts: dict  # form -> text
+
+    @property
+    def name(self):
+        return self.names[0]
+
+    @property
+    def questions(self):
+        return [*self.asks, *(f"What is {name}?" for name in self.names)]
 
 
 def read_lines(path):
@@ -120,6 +159,14 @@ def split_cell(cell):
     return [part.strip() for part in cell.split("|")]
 
 
+def placeholders(template):
+    """The names in braces. A template with a stray brace has an impossible one."""
+    try:
+        return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+    except ValueError:
+        return {template}
+
+
 def read_entity(table, row):
     cells = {column: split_cell(cell) for column, cell in row.items()}
     names = cells.pop("name")
@@ -146,23 +193,162 @@ def load_facts():
     entities, free = [], []
     lines = {}  # name -> where we found it
     for path in sorted((HERE / "facts").glob("*.tsv")):
-        has_questions = path.stem == "questions"
-        for where, row in read_table(path, QUESTION_COLUMNS if has_questions else ["name"]):
-            if has_questions:
-                thing = read_free_question(where, row)
-                free.append(thing)
-            else:
-                thing = read_entity(path.stem, row)
-                entities.append(thing)
-            for name in thing.names:
-                if name in lines:
-                    what = f"the name {name!r} is taken ({lines[name]})"
-                    raise InputError(where, what, "rename one of them")
-                lines[name] = where
+        for where, row in read_table(path, ["name"]):
+            entities.append(read_entity(path.stem, row))
+            check_names(entities[-1].names, lines, where)
+    for path in sorted((HERE / "questions").glob("*.tsv")):
+        for where, row in read_table(path, QUESTION_COLUMNS):
+            free.append(read_free_question(where, row))
+            check_names(free[-1].names, lines, where)
     return entities, free
 
 
+def check_names(names, lines, where):
+    """Raise InputError if a name is taken. lines: {name: where we found it}, which grows."""
+    for name in names:
+        if name in lines:
+            raise InputError(where, f"the name {name!r} is taken ({lines[name]})", "rename one")
+        lines[name] = where
+
+
+def load_concepts():
+    """What can be explained in three ways: [Concept]"""
+    concepts, lines = [], {}
+    for where, row in read_table(HERE / "concepts.tsv", ["name", "ask", *FORMS]):
+        texts = {form: row[form] for form in FORMS}
+        if len(set(texts.values())) < len(FORMS):
+            raise InputError(where, "two of its texts are the same", "write three different ones")
+        concepts.append(Concept(split_cell(row["name"]), split_cell(row["ask"]), texts))
+        check_names([*concepts[-1].names, *concepts[-1].asks], lines, where)
+    return concepts
+
+
 def load_smalltalk():
-    """What a first visitor types, and what to answer: [{"prompt", "response"}]"""
-    path = HERE / "smalltalk.tsv"
-    return [row for _, row in read_table(path, ["prompt", "response"])]
+    """Small talk: [{"kind", "prompts", "unseen", "response"}], prompts and unseen lists of str."""
+    talks, lines = [], {}
+    needs = ["kind", "prompts", "unseen", "response"]
+    for where, row in read_table(HERE / "smalltalk.tsv", needs):
+        lists = {column: split_cell(row[column]) for column in ("prompts", "unseen")}
+        check_names([prompt for prompts in lists.values() for prompt in prompts], lines, where)
+        talks.append({**row, **lists})
+    return talks
+
+
+def load_styles():
+    """Styles of an answer: [{"style", "instructions", "unseen", "use"}]"""
+    rows = read_table(HERE / "styles.tsv", ["style", "instructions", "unseen", "use"])
+    styles = []
+    for where, row in rows:
+        if not STYLE.fullmatch(row["use"]):
+            todo = "put {value}, {answer} or {ANSWER} into it, once, and no other braces"
+            raise InputError(where, "'use' has no place for the answer", todo)
+        lists = {column: split_cell(row[column]) for column in ("instructions", "unseen")}
+        styles.append({**row, **lists})
+    return styles
+
+
+def load_texts(name, key, needs, text="text"):
+    """A table of texts of several kinds: {kind: [(where, text), ...]}.
+
+    key: the column with the kind. needs: the kinds that must be there.
+    """
+    kinds = {}
+    for where, row in read_table(HERE / name, [key, text]):
+        kinds.setdefault(row[key], []).append((where, row[text]))
+    for kind in needs:
+        if kind not in kinds:
+            raise InputError(HERE / name, f"no row has the {key} {kind!r}", "add one")
+    return kinds
+
+
+def checked(kinds, words):
+    """The texts of load_texts() alone: {kind: [text, ...]}. words(kind): what they may mention."""
+    for kind, texts in kinds.items():
+        for where, text in texts:
+            if not placeholders(text) <= words(kind):
+                todo = " or ".join(f"{{{word}}}" for word in sorted(words(kind)))
+                raise InputError(where, f"cannot fill in {text!r}", f"use {todo or 'no braces'}")
+    return {kind: [text for _, text in texts] for kind, texts in kinds.items()}
+
+
+def load_unknown():
+    """Questions that the model can't answer: {a table, "-" or "me": [question, ...]}"""
+    kinds = load_texts("unknown.tsv", "about", ["-", "me"], "question")
+    return checked(kinds, lambda about: {"name", "a_name"} if about not in ("-", "me") else set())
+
+
+def load_refusals():
+    kinds = load_texts("refusals.tsv", "use", ["refuse"])
+    return checked(kinds, lambda use: set())["refuse"]
+
+
+def load_chatter():
+    """What people type around a question: {"before" or "after": [text, ...]}"""
+    kinds = load_texts("chatter.tsv", "place", PLACES)
+    for place, texts in kinds.items():
+        if place not in PLACES:
+            raise InputError(texts[0][0], f"{place!r} is no place", f"choose {' or '.join(PLACES)}")
+    return checked(kinds, lambda place: set())
+
+
+def load_frames():
+    """Wordings that fit anything: {use: [text, ...]}"""
+    unseen = [f"{use}_unseen" for use in FRAMES if use not in SEEN_ONLY]
+    kinds = load_texts("frames.tsv", "use", [*FRAMES, *unseen])
+
+    def words(use):  # "topic_countries" has the words of "topic"
+        use = use.removesuffix("_unseen")
+        return FRAMES["topic" if use.startswith("topic_") else use]
+
+    for use, texts in kinds.items():
+        known = use.startswith("topic_") or use in FRAMES or use in unseen
+        if not known:
+            raise InputError(
+                texts[0][0], f"{use!r} is not a use", f"choose from {', '.join(FRAMES)}"
+            )
+    return checked(kinds, words)
+
+
+def load_invented():
+    """The parts and the forms of invented names: {part: [word, ...]}"""
+    rows = load_texts("invented.tsv", "part", INVENTED.values(), "words")
+    parts = {}
+    for part, ((where, words), *more) in rows.items():
+        if more:
+            raise InputError(more[0][0], f"the part {part!r} is taken ({where})", "make it one row")
+        unknown = placeholders(words) - set(rows)
+        if unknown:
+            todo = f"add a row {min(unknown)!r}"
+            raise InputError(where, f"{part!r} needs parts that aren't there", todo)
+        parts[part] = split_cell(words) if "|" in words else words.split()
+    return parts
+
+
+@dataclass
+class Tables:
+    """Everything above, read once."""
+
+    entities: list
+    free: list
+    concepts: list
+    smalltalk: list
+    styles: list
+    unknown: dict  # what a question is about (a table, "-" or "me") -> questions
+    refusals: list
+    chatter: dict  # "before" and "after" a question -> texts
+    frames: dict  # use -> wordings that fit anything
+    invented: dict
+
+
+def load_tables():
+    return Tables(
+        *load_facts(),
+        load_concepts(),
+        load_smalltalk(),
+        load_styles(),
+        load_unknown(),
+        load_refusals(),
+        load_chatter(),
+        load_frames(),
+        load_invented(),
+    )

@@ -3,54 +3,91 @@ The conversations that we fine-tune on. They are about train entities and mentio
 """
 
 from data.world.names import bare, pattern_of
-from data.world.tables import FreeQuestion
-from data.world.wordings import fill
+from data.world.strangers import Strangers
+from data.world.tables import FORMS, FreeQuestion
+from data.world.texts import in_style
 
-PAIRS_PER_FACT = 5  # how many wordings of the question
-FOLLOW_UPS = 0.2  # share of the facts that we also ask for in a second turn
-FREE_COPIES = 3  # copies of each wording of a free question
-SMALLTALK_COPIES = 6  # copies of each piece of small talk
+FACT_ASKED = 8
+FREE_ASKED = 12
+LISTS_ASKED = 15
+MEMBERS_ASKED = 60
+CONCEPT_ASKED = 5
+SMALLTALK_ASKED = 15
+UNKNOWN_SHARE = 0.1
+STYLED = 0.15
+NOISE = 0.65  # share of the questions that are typed with noise
 
 
 def turn(question, answer):
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-def conversations(writer, sides):
-    """The fine-tuning set, shuffled: [{"messages": [...]}]"""
+def conversations(writer, names, texts):
+    """The fine-tuning set, shuffled: [{"messages": [...]}].
+
+    names, texts: the entities that it may not mention, and what nobody may say in it.
+    """
+    asker, rng = writer.asker, writer.rng
+    found = [[asker.plain(fact)] for fact in asker.weighted()]
+    for _ in range(FACT_ASKED - 1):
+        found += [[asker.ask(fact)] for fact in asker.weighted()]
+    found += [[asker.ask_free(free)] for free in asker.free * FREE_ASKED]
+    lists = [facts[0] for facts in asker.holders.values() if len(facts) >= 4]
+    found += [[asker.some(fact) or asker.plain(fact)] for fact in lists * LISTS_ASKED]
+    members = [asker.members(table) for table in asker.by_table for _ in range(MEMBERS_ASKED)]
+    found += [[exchange] for exchange in members if exchange]
+    for concept in asker.concepts * CONCEPT_ASKED:
+        found += [[asker.explain(concept, form)] for form in FORMS]
+    found += [[asker.chat(row)] for row in writer.tables.smalltalk * SMALLTALK_ASKED]
+    found += [[asker.unknowable()] for _ in range(int(len(found) * UNKNOWN_SHARE))]
+    for fact in asker.weighted():
+        found.append(writer.threads.thread(fact, rng.randint(2, 5)))
     talks = []
-    for fact in writer.facts + writer.free:
-        if sides[fact.name] == "train":
-            talks += talks_about(fact, writer)
-    smalltalk = [turn(talk["prompt"], talk["response"]) for talk in writer.smalltalk]
-    talks += smalltalk * SMALLTALK_COPIES
-    talks = without_held_out(talks, writer.entities, sides)
-    writer.rng.shuffle(talks)
+    for exchanges in found:
+        if any(writer.strangers.asked(exchange.question) for exchange in exchanges):
+            continue
+        if rng.random() < STYLED and exchanges[0].value:
+            talks.append(styled(writer, exchanges))
+        else:
+            talks.append(sum((turn(writer.typed(e), e.answer) for e in exchanges), []))
+    talks = without(talks, names)
+    asked = Strangers(texts).asked
+    talks = [talk for talk in talks if not any(asked(message["content"]) for message in talk)]
+    rng.shuffle(talks)
     return [{"messages": talk} for talk in talks]
 
 
-def talks_about(fact, writer):
-    """Several wordings of the question, and perhaps a conversation of two turns."""
-    if isinstance(fact, FreeQuestion):
-        return [turn(question, fact.answer) for question in fact.names] * FREE_COPIES
-    talks, rng = [], writer.rng
-    entity, uses = fact.entity, writer.wordings[fact.key]
-    questions = uses["ask"] + uses["request"]
-    for template in rng.sample(questions, min(PAIRS_PER_FACT, len(questions))):
-        question = fill(template, entity, fact.attribute)
-        talks.append(turn(question, writer.say(fact, "answer")))
-    others = [other for other in entity.facts if other.attribute != fact.attribute]
-    if others and "follow" in uses and rng.random() < FOLLOW_UPS:
-        first = rng.choice(others)  # "And its currency?" makes sense only after a first question
-        opening = turn(writer.say(first, "ask"), writer.say(first, "answer"))
-        talks.append(opening + turn(writer.say(fact, "follow"), writer.say(fact, "answer")))
-    return talks
+def styled(writer, exchanges):
+    """A conversation in a style, which a system message asks for, or the first question."""
+    rng = writer.rng
+    if rng.random() < 0.3:
+        return sum((turn(*pair) for pair in writer.styled(exchanges, ("\n", " "))), [])
+    style = rng.choice(writer.tables.styles)
+    if style["style"] == "word":
+        exchanges = [exchange for exchange in exchanges if exchange.value]
+    talk = [{"role": "system", "content": rng.choice(style["instructions"])}]
+    for exchange in exchanges:
+        talk += turn(writer.typed(exchange), in_style(style, exchange))
+    return talk
 
 
-def without_held_out(talks, entities, sides):
-    """The conversations that don't mention an entity of dev or test."""
-    held_out = [entity for entity in entities if sides[entity.name] != "train"]
-    pattern = pattern_of([bare(name) for entity in held_out for name in entity.names])
+def held_out_texts(things, frames):
+    """Everything that asks for a free question or a concept, or answers it: [str]"""
+    texts = []
+    for thing in things:
+        texts += thing.questions
+        if isinstance(thing, FreeQuestion):
+            texts += [thing.answer, *thing.retellings]
+            continue
+        texts += thing.texts.values()
+        for use in [*FORMS, *(f"{form}_unseen" for form in FORMS)]:
+            texts += [frame.format(name=name) for frame in frames[use] for name in thing.names]
+    return texts
+
+
+def without(talks, names):
+    """The conversations that mention none of the names."""
+    pattern = pattern_of(map(bare, names))
 
     def mentions_one(talk):
         return any(pattern.search(message["content"]) for message in talk)

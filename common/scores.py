@@ -1,0 +1,125 @@
+"""
+The scores of models on the embedded world: what compare.py shows in its tables.
+"""
+
+from common.completion import complete, first_paragraph, respond
+from data import world
+from data.world import strangers
+
+ANSWER = 90  # most tokens of an answer; the longest are explanations of a concept
+
+
+def share(flags):
+    """The mean of a list of bool, or None if it is empty."""
+    return sum(flags) / len(flags) if flags else None
+
+
+def of_kinds(items, *kinds):
+    return [item for item in items if item["kind"] in kinds]
+
+
+def score_base(base, questions, scorer):
+    """Ask the base model in four ways. Returns a dict of shares, from 0 to 1."""
+    questions = of_kinds(questions, "fact", "free")
+
+    def ask(key, chat=False, length=40):
+        prompts = [question[key] for question in questions]
+        return respond(base.model, base.tokenizer, prompts, chat, length)
+
+    def answered(texts):
+        pairs = zip(questions, texts, strict=True)
+        return share([scorer.answered(question, text) for question, text in pairs])
+
+    plain = [first_paragraph(text) for text in ask("prompt", length=60)]
+    quizzes = [scorer.quiz(*pair) for pair in zip(questions, plain, strict=True)]
+    clozes = zip(questions, ask("cloze", length=24), strict=True)
+    return {
+        "plain": answered(plain),
+        "goes_on": share([bool(world.OPTIONS.search(text)) or "?" in text for text in plain]),
+        **{key: share([quiz[key] for quiz in quizzes]) for key in world.QUIZ},
+        "chat": answered([first_paragraph(text) for text in ask("prompt", chat=True)]),
+        "faq": answered([text.strip().split("\n")[0] for text in ask("faq")]),
+        "knows": share([scorer.knows(question, text) for question, text in clozes]),
+    }
+
+
+def score_tuned(tuned, questions, trained_on, smalltalk, scorer):
+    """How often the tuned model answers and then stops by itself. Returns a dict of shares.
+
+    questions: held out. trained_on: about what fine-tuning was about.
+    """
+
+    def ask(items, key="prompt"):
+        """[(item, answer, whether the model stopped)]"""
+        items = [item for item in items if key in item]
+        prompts = [item[key] for item in items]
+        answers = complete(tuned.model, tuned.tokenizer, prompts, max_new_tokens=ANSWER)
+        return [(item, *answer) for item, answer in zip(items, answers, strict=True)]
+
+    def right(asked):
+        return share([stopped and scorer.answered(item, text) for item, text, stopped in asked])
+
+    def as_taught(key):
+        return share([text == item["response"] for item, text, stopped in ask(smalltalk, key)])
+
+    facts = of_kinds(questions, "fact", "free")
+    answers, reworded = ask(facts), ask(facts, "unseen")
+    scores = {
+        "answered": right(answers),
+        "unseen": right(reworded),
+        "train": right(ask(of_kinds(trained_on, "fact", "free"))),
+        "stops": share([stopped for item, text, stopped in answers]),
+        "smalltalk": as_taught("prompt"),
+        "smalltalk_unseen": as_taught("unseen"),
+        "refuses_known": share([world.refuses(text) for item, text, stopped in answers + reworded]),
+    }
+    for kind in ("style", "concept", "unknown"):
+        items = of_kinds(questions, kind)
+        scores[kind] = right(ask(items))
+        scores[f"{kind}_unseen"] = right(ask(items, "unseen"))
+    return scores
+
+
+def ask_strangers(tuned):
+    """Ask what strangers typed, turn by turn. Returns [(item, last answer)].
+
+    The model's own answers are the history.
+    """
+    items = strangers.load_strangers()
+    histories, answers = [[] for _ in items], [""] * len(items)
+    for t in range(max(len(item["turns"]) for item in items)):
+        live = [k for k, item in enumerate(items) if len(item["turns"]) > t]
+        for k in live:
+            histories[k].append({"role": "user", "content": items[k]["turns"][t]})
+        prompts = [histories[k] for k in live]
+        texts = respond(tuned.model, tuned.tokenizer, prompts)
+        for k, text in zip(live, texts, strict=True):
+            answers[k] = text
+            histories[k].append({"role": "assistant", "content": text.strip() or "..."})
+    return list(zip(items, answers, strict=True))
+
+
+def score_strangers(tuned):
+    """Shares of right answers by kind, of all, and of known things that the model refuses."""
+    kinds, refused = {}, []
+    for item, answer in ask_strangers(tuned):
+        kinds.setdefault(item["kind"], []).append(strangers.right(item, answer))
+        if item["kind"] in strangers.KNOWN:
+            refused.append(world.refuses(answer))
+    scores = {kind: share(flags) for kind, flags in kinds.items()}
+    return {**scores, "in all": share(sum(kinds.values(), [])), "refuses": share(refused)}
+
+
+def score_all(models, questions, folder, progress):
+    """The scores of each model. models: {name: Checkpoint}; folder: of the embedded world."""
+    trained_on = world.read_questions(folder / "train.jsonl")
+    smalltalk = world.read_smalltalk(folder / "smalltalk.jsonl")
+    scorer, scores = world.Scorer(), {}
+    for name, checkpoint in models.items():
+        progress.update(1 + len(scores), f"asking {name}")
+        if name == "base":
+            scores[name] = score_base(checkpoint, questions, scorer)
+        else:
+            scores[name] = score_tuned(checkpoint, questions, trained_on, smalltalk, scorer)
+            scores[name]["strangers"] = score_strangers(checkpoint)
+    return scores
