@@ -20,10 +20,10 @@ import pretrain
 import sft
 from common.device import memory_of
 from common.messages import InputError, command
+from common.presets import PRESETS
 from conftest import ROOT, SIZES
 from data import world
 from data.world import questions
-from pretrain import PretrainConfig
 
 MAIN = {"pretrain": pretrain.main, "sft": sft.main, "compare": compare.main}
 TEXT = "Once upon a time there was a parrot that could not answer. " * 40
@@ -523,7 +523,7 @@ case("sft.py tunes sft.pt", typed, f"sft.pt: {OVERWRITTEN}", files)
 # Resuming
 
 NOTHING, CHANGED = "--resume: there is no unfinished run", "--max_steps 40 --resume"
-LR = f"--resume: lr was {PretrainConfig.lr} and is now 0.5; use the same settings"
+LR = f"--resume: lr was {PRESETS['tiny']['lr']} and is now 0.5; use the same settings"
 NO_RUN, DAMAGED = ({"pretrain.resume.pt": content} for content in ({"step": 3}, b"PK"))
 OTHER_TEXT, OTHER_TALKS = {"my text.txt": TEXT.upper()}, {"talks.jsonl": PAIR * 40}
 TALKS = "--data {tmp}/talks.jsonl"
