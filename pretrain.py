@@ -48,7 +48,7 @@ class TrainConfig:
     micro_batch_size: int = setting(0, "rows per forward pass, to save memory; 0 means all", 0)
     max_steps: int = setting(1800, "optimizer steps")
     lr: float = setting(0.03, "learning rate of the matrices inside the blocks (Muon)")
-    embed_lr: float = setting(0.1, "learning rate of the embedding, which is the head too (AdamW)")
+    embed_lr: float = setting(0.1, "learning rate of the tables, the embedding among them (AdamW)")
     weight_decay: float = setting(0.0, "how strongly to pull the matrices toward zero")
     warmup: float = setting(0.02, "fraction of steps for warmup: at the start, rates rise", 0, 1)
     cooldown: float = setting(0.6, "fraction of steps for cooldown: at the end, rates fall", 0, 1)
@@ -110,7 +110,8 @@ def train(model, batches, config, run, evaluate=None):
             loss_sum, count = loss_sum + loss.detach(), count + len(logits)
         loss_sum, count = run.all_reduce(loss_sum, count)  # also sums the gradients
         for p in model.parameters():
-            p.grad /= max(count, 1)  # now the gradient of the mean, loss_sum / count
+            if p.requires_grad:  # fine-tuning freezes a table
+                p.grad /= max(count, 1)  # now the gradient of the mean, loss_sum / count
 
         for optimizer in optimizers:
             optimizer.step()

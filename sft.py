@@ -47,7 +47,7 @@ class SFTConfig(TrainConfig):
     max_steps: int = setting(800, "optimizer steps")
     # Low rates: higher ones make the model memorize the conversations and forget the rest.
     lr: float = setting(0.002, "learning rate of the matrices inside the blocks (Muon)")
-    embed_lr: float = setting(0.01, "learning rate of the embedding rows that we train (AdamW)")
+    embed_lr: float = setting(0.01, "learning rate of the table rows that we train (AdamW)")
     cooldown: float = setting(0.8, "fraction of steps for cooldown: at the end, rates fall", 0, 1)
     eval_every: int = setting(400, "steps between validations; they fall on multiples of 10")
 
@@ -177,7 +177,7 @@ def prepare_special_tokens(model, tokenizer):
             table.weight[chat] = table.weight[line_break]
             table.weight.register_hook(lambda grad: grad * special)
         model.alias[chat] = line_break[0]
-    model.pair_values.weight.register_hook(torch.zeros_like)
+    model.pair_values.requires_grad_(False)
 
 
 @command
@@ -196,8 +196,7 @@ def main(argv=None):
     rows, held_out, path = read_conversations(args.data, base, config.seed)
     name = "random" if config.random_weights else "sft"
     data_sha256 = hashlib.sha256(json.dumps([rows, held_out]).encode()).hexdigest()
-    hashes = {"data_sha256": data_sha256, "base_sha256": base.sha256}
-    run = Run(config, name, f"{name}.pt", hashes)
+    run = Run(config, name, f"{name}.pt", dict(data_sha256=data_sha256, base_sha256=base.sha256))
     run.claim_files([path, base.path], ["comparison.json", "report.html"])
     tokenizer = base.tokenizer
     if config.random_weights:

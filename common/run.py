@@ -92,11 +92,12 @@ class Run:
         """All-reduce the gradients, losses and counts. Returns (loss_sum, count)."""
         if self.world_size == 1:
             return loss_sum, count
-        for p in self.model.parameters():
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        for p in trained:
             if p.grad is None:  # this process had no rows
                 p.grad = torch.zeros_like(p)
         sums = [torch.tensor(float(x), device=self.device) for x in (loss_sum, count)]
-        sums += [p.grad for p in self.model.parameters()]
+        sums += [p.grad for p in trained]
         vector = parameters_to_vector(sums)
         dist.all_reduce(vector)
         vector_to_parameters(vector, sums)

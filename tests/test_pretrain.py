@@ -86,6 +86,18 @@ def test_another_objective_is_learned(tmp_path):
     assert model(**pairs)[1].item() < before / 10
 
 
+def test_frozen_parameters_stay(tmp_path):
+    model, random = make_model(), torch.Generator().manual_seed(1)
+    ids = torch.randint(64, (8, 32), generator=random)
+    model.pair_values.requires_grad_(False)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    config = PretrainConfig(out=str(tmp_path), max_steps=3)
+    batch = {"input_ids": ids, "labels": ids}
+    pretrain.train(model, lambda step: batch, config, Run(config, "log", "", {}))
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == before.keys() - {"pair_values.weight"}
+
+
 # The optimizers and their rates
 
 

@@ -262,7 +262,10 @@ def load_texts(name, key, needs, text="text"):
 
 
 def checked(kinds, words):
-    """The texts of load_texts() alone: {kind: [text, ...]}. words(kind): what they may mention."""
+    """What load_texts() gives, without the places: {kind: [text, ...]}.
+
+    words(kind): what the texts of a kind may mention.
+    """
     for kind, texts in kinds.items():
         for where, text in texts:
             if not placeholders(text) <= words(kind):
