@@ -31,7 +31,7 @@ from common.report import beginnings, show_parrot
 from common.run import Run
 from data import world
 from data.corpus import make_tokenizer, read_corpus
-from data.order import shuffled
+from data.order import in_order, shuffled
 from data.text import Rows, open_tokens
 from model import GPTConfig
 
@@ -149,6 +149,8 @@ def main(argv=None):
 
     rows = Rows(tokens, config.block_size)
     indices = shuffled(len(rows), config.batch_size, config.seed)
+    if corpus.world:  # its texts have an order: first they tell, then they ask
+        indices = in_order(len(rows), config.batch_size, config.max_steps)
     seen = config.max_steps * config.batch_size * config.block_size
     if args.data:
         say(f"Using the settings of --preset {args.preset}; the options you typed override them.")

@@ -9,7 +9,7 @@ what the assistant says in them.
 Writes out/sft.pt and out/sft.jsonl, then compares the two models. The network, the loss and the
 loop are the same as in pretraining. The batch is new: its labels are the input_ids where the
 assistant speaks, <|end|> included, and -100 elsewhere. prepare_special_tokens() gives the special
-tokens a head start. The learning rates are lower, 15 times lower inside the blocks.
+tokens a head start. The learning rates are lower, 6 times lower inside the blocks.
 """
 
 import os
@@ -44,12 +44,11 @@ class SFTConfig(TrainConfig):
     base: str = setting("", "checkpoint to start from (default: OUT/base.pt)", metavar="FILE")
     random_weights: bool = setting(False, "a control: start from random weights; makes random.pt")
     batch_size: int = setting(32, "conversations in one optimizer step", 1, 10**6)
-    max_steps: int = setting(800, "optimizer steps")
-    # Low rates: higher ones make the model memorize the conversations and forget the rest.
-    lr: float = setting(0.002, "learning rate of the matrices inside the blocks (Muon)")
+    max_steps: int = setting(1000, "optimizer steps")
+    lr: float = setting(0.005, "learning rate of the matrices inside the blocks (Muon)")
     embed_lr: float = setting(0.01, "learning rate of the table rows that we train (AdamW)")
     cooldown: float = setting(0.8, "fraction of steps for cooldown: at the end, rates fall", 0, 1)
-    eval_every: int = setting(400, "steps between validations; they fall on multiples of 10")
+    eval_every: int = setting(500, "steps between validations; they fall on multiples of 10")
 
 
 def as_messages(example):
@@ -200,12 +199,11 @@ def main(argv=None):
     run.claim_files([path, base.path], ["comparison.json", "report.html"])
     tokenizer = base.tokenizer
     if config.random_weights:
-        model = GPT(base.model.config).to(device)
+        model, origin = GPT(base.model.config).to(device), "random weights"
     else:
-        model = copy.deepcopy(base.model)
+        model, origin = copy.deepcopy(base.model), base.path
         prepare_special_tokens(model, tokenizer)
     lengths = [len(row["input_ids"]) for row in rows]
-    origin = "random weights" if config.random_weights else base.path
     say(f"Fine-tuning {origin} on {len(rows):,} conversations of {path}. One of them:\n")
     by_length = sorted(rows[:51], key=lambda row: len(row["input_ids"]))
     show_mask(by_length[len(by_length) // 2], tokenizer)  # neither short nor long

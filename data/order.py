@@ -24,6 +24,22 @@ def shuffled(n, batch_size, seed):
     return indices
 
 
+def in_order(n, batch_size, max_steps):
+    """Like shuffled(), but from the first of n items to the last.
+
+    A run reads all items once, or several times, and ends at the last one. If its length isn't a
+    multiple of n, it skips some, evenly.
+    """
+    total = max_steps * batch_size
+    stride = -(-total // n) * n / total  # 1 or more
+
+    def indices(step):
+        places = range(step * batch_size, (step + 1) * batch_size)
+        return [int(place * stride) % n for place in places]
+
+    return indices
+
+
 def similar_lengths(lengths, batch_size, seed):
     """Like shuffled(), but with items of similar length in each batch.
 

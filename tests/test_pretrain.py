@@ -17,7 +17,7 @@ from common.options import Parser, parse_options
 from common.presets import PRESETS, sizes_for
 from common.run import Run
 from data.corpus import make_tokenizer
-from data.order import shuffled
+from data.order import in_order, shuffled
 from model import GPT, PAIR_ROWS, GPTConfig
 from one_step import close, gradients, one_step
 from pretrain import PretrainConfig, lr_scale
@@ -155,6 +155,16 @@ def test_order_is_a_function_of_the_step_and_visits_everything():
     assert sorted(first[:10]) == sorted(first[10:20]) == list(range(10))
     assert first[:10] != first[10:20]
     assert shuffled(10, 4, seed=1)(3) == order(3) and shuffled(10, 4, seed=2)(0) != order(0)
+
+
+def test_texts_with_an_order_are_read_in_it():
+    def read(n, batch_size, max_steps):
+        return sum(map(in_order(n, batch_size, max_steps), range(max_steps)), [])
+
+    assert read(10, 2, 5) == list(range(10))
+    assert read(10, 2, 10) == 2 * list(range(10))
+    assert read(10, 2, 2) == [0, 2, 5, 7]  # a short run reads from all parts
+    assert read(10, 2, 6) == [0, 1, 3, 5, 6, 8, 0, 1, 3, 5, 6, 8]  # and ends near the last one
 
 
 def test_sizes_fit_the_amount_of_text(tmp_path):

@@ -90,7 +90,7 @@ def test_small_talk_belongs_to_one_row(made):
         for prompt in row["prompts"] + row["unseen"]:
             assert owner.setdefault(normal(prompt) or prompt, i) == i, prompt
         assert not set(map(normal, row["prompts"])) & set(map(normal, row["unseen"])) - {""}, row
-    assert not twice(row["response"] for row in made.smalltalk)
+    assert len({row["response"] for row in made.smalltalk}) >= 100  # similar rows share one
     assert {"greeting", "thanks", "goodbye", "joke"} <= {row["kind"] for row in made.smalltalk}
 
 

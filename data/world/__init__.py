@@ -55,7 +55,7 @@ __all__ = [
     "write",
 ]
 
-ROUNDS = 14  # how often the corpus tells all facts, each time in other wordings and another order
+ROUNDS = 13  # of the corpus; each draws other wordings and another order
 
 
 def build(seed):

@@ -8,17 +8,18 @@ Exchanges: a question and its answer. Facts are asked for from all sides.
     yes_no      Is Mombasa the capital of Kenya?        The capital of Kenya is Nairobi.
     either      Is Kenya in Africa or in Asia?          The continent of Kenya is Africa.
     compare     Which came first, the ... or the ...?   ..., so the ... came first.
-    same        Do Kenya and Peru have the same ...?    ... ...
+    same        Do Kenya and Peru have the same ...?    ... ... So no.
     both        What are the capital and currency ...?  ... ...
     about       Tell me about Kenya.                    Kenya is a country in Africa. ...
     contrast    Compare Kenya and Peru.                 ... ...
     unknown     What is the capital of Zarovia?         I don't know that.
 
-We answer a question with yes or no by the fact, without a verdict. If we ask which of two came
-first, the answer states both facts before it decides. So the model can read its own facts.
+We answer yes-or-no questions about one thing with the fact, without a verdict. If we compare two
+things, the answer states both facts before it decides. So the model can read its own facts.
 """
 
 from dataclasses import dataclass
+from itertools import takewhile
 
 from data.world.invented import Inventor, plural_of
 from data.world.split import side_of
@@ -28,18 +29,17 @@ from data.world.wordings import fill, with_article, words_of
 # How often we ask for a fact in each way. If one doesn't fit a fact, we ask for it plainly.
 WAYS = {
     "plain": 10,
-    "back": 25,
-    "some": 12,
-    "yes_no": 16,
+    "back": 22,
+    "some": 14,
+    "yes_no": 14,
     "either": 12,
-    "compare": 18,
-    "same": 4,
-    "both": 4,
-    "about": 5,
-    "contrast": 2,
+    "same": 16,
+    "both": 8,
+    "about": 15,
+    "contrast": 3,
 }
 SMALL = 80  # a table with fewer rows than this has its facts asked for more often
-NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
+NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
 ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
 
 
@@ -89,11 +89,15 @@ class Asker:
             self.by_table.setdefault(entity.table, []).append(entity)
         for fact in self.facts:
             self.by_key.setdefault(fact.key, []).append(fact)
-        for entity in entities:  # who has a value, by the alphabet
+        self.ours = {entity.name for entity in entities}  # what we may mention
+        # Who has a value, by the alphabet. It's the whole world, so that the conversations give the
+        # same lists as the texts. We skip a list that names something that isn't ours.
+        for entity in tables.entities:
             for fact in entity.facts:
                 self.holders.setdefault((fact.key, fact.values[0]), []).append(fact)
         for facts in self.holders.values():
             facts.sort(key=lambda fact: fact.name.lower().removeprefix("the "))
+        self.ordered = [fact for fact in self.facts if self.wordings.get(*fact.key, "more")]
         self.values = {
             key: sorted({fact.values[0] for fact in facts}) for key, facts in self.by_key.items()
         }
@@ -143,8 +147,7 @@ class Asker:
     def ask(self, fact):
         """An exchange about a fact, from a random side."""
         (way,) = self.rng.choices(list(WAYS), WAYS.values())
-        exchange = getattr(self, way)(fact) or self.plain(fact)
-        return exchange
+        return getattr(self, way)(fact) or self.plain(fact)
 
     def plain(self, fact):
         use = "unseen" if self.unseen else self.rng.choice(("ask", "request", "request"))
@@ -154,7 +157,7 @@ class Asker:
     def back(self, fact):
         fact = self.same_value(fact)[0]  # of many right answers, the first by the alphabet
         question = self.say(fact, "back" + self.suffix)
-        if not question:
+        if not question or fact.name not in self.ours:
             return None
         return Exchange(question, self.say(fact, "back_answer"), fact.name, fact, "back")
 
@@ -166,28 +169,34 @@ class Asker:
         if not templates or not self.wordings.get(*fact.key, "list_answer"):
             return None
         template = self.rng.choice(templates)
-        n = self.rng.choice((2, 3, 3, 4, 5)) if "{n}" in template else 5
-        names = joined([other.name for other in holders[:n]])  # always the first ones
-        question = fill(template, fact.entity, fact.attribute, n=NUMBERS[min(n, len(holders))])
+        listed = self.first(holders, None if "{n}" in template else 5)
+        if not listed:
+            return None
+        names = joined([other.name for other in listed])
+        question = fill(template, fact.entity, fact.attribute, n=NUMBERS[len(listed)])
         answer = self.say(fact, "list_answer", names=names)
         return Exchange(question, answer, names, None, "some")
 
+    def first(self, things, n=None):
+        """The first n things, or two to five if n is None. None if that needs a held-out thing."""
+        ours = list(takewhile(lambda thing: thing.name in self.ours, things))
+        n = min(len(things), n or min(len(ours), self.rng.choice((2, 3, 3, 4, 5))))
+        return ours[:n] if 2 <= n <= len(ours) else None
+
     def members(self, table):
         """The first few of a table, or all of a short table if the question gives no number."""
-        entities = self.by_table[table]
-        whole = sum(entity.table == table for entity in self.tables.entities)
+        entities = [entity for entity in self.tables.entities if entity.table == table]
         templates = self.wordings.get(table, "*", "list" + self.suffix)
-        if len(entities) < whole <= 10:  # some are held out, so we can't answer with all of them
-            templates = [template for template in templates if "{n}" in template]
-        if len(entities) < 2 or not templates:
+        if not templates:
             return None
-        template = self.rng.choice(templates)
-        n = self.rng.choice((2, 3, 3, 4, 5)) if "{n}" in template or whole > 10 else whole
-        entities = entities[:n]
-        names = joined([entity.name for entity in entities])
-        question = fill(template, entities[0], "*", n=NUMBERS.get(len(entities)))
+        template, whole = self.rng.choice(templates), len(entities)
+        listed = self.first(entities, None if "{n}" in template or whole > 10 else whole)
+        if not listed:
+            return None
+        names = joined([entity.name for entity in listed])
+        question = fill(template, listed[0], "*", n=NUMBERS.get(len(listed)))
         (answer,) = self.wordings.get(table, "*", "list_answer")
-        return Exchange(question, fill(answer, entities[0], "*", names=names), names)
+        return Exchange(question, fill(answer, listed[0], "*", names=names), names)
 
     def wrong_value(self, fact):
         others = [value for value in self.values[fact.key] if value not in fact.values]
@@ -235,11 +244,16 @@ class Asker:
             return None
         return Exchange(question, answer, winner.name)
 
+    def comparisons(self, n):
+        """At most n questions for the higher or lower value. Only a few attributes have one."""
+        facts = self.rng.choices(self.ordered, k=n) if self.ordered else []
+        return [exchange for exchange in map(self.compare, facts) if exchange]
+
     def same(self, fact):
-        holders = self.same_value(fact)
-        other = self.another(fact)
-        if self.rng.random() < 0.5 and len(holders) > 1:
-            other = self.rng.choice(holders)
+        holders = [other for other in self.same_value(fact) if other.name in self.ours]
+        if len(holders) < 2:  # nothing else has this value: the answer would always be no
+            return None
+        other = self.rng.choice(holders) if self.rng.random() < 0.5 else self.another(fact)
         if not other or other.name == fact.name:
             return None
         words = dict(mention=self.mention(fact.entity), mention2=self.mention(other.entity))
@@ -247,7 +261,8 @@ class Asker:
         equal = fact.values[0] == other.values[0]
         if not question or (not equal and set(fact.values) & set(other.values)):
             return None  # Belgium has Dutch and French: neither yes nor no
-        return Exchange(question, f"{self.say(fact, 'answer')} {self.say(other, 'answer')}")
+        told = self.say(fact, "answer"), self.say(other, "answer")
+        return Exchange(question, " ".join([*told, "So yes." if equal else "So no."]))
 
     def both(self, fact):
         others = [other for other in fact.entity.facts if other.attribute != fact.attribute]

@@ -7,14 +7,16 @@ from data.world.strangers import Strangers
 from data.world.tables import FORMS, FreeQuestion
 from data.world.texts import in_style
 
-FACT_ASKED = 8
+PLAIN_ASKED = 2
+FACT_ASKED = 7
 FREE_ASKED = 12
-LISTS_ASKED = 15
+LISTS_ASKED = 30
 MEMBERS_ASKED = 60
+COMPARED = 3000
 CONCEPT_ASKED = 5
-SMALLTALK_ASKED = 15
+SMALLTALK_ASKED = 30
 UNKNOWN_SHARE = 0.1
-STYLED = 0.15
+STYLED = 0.2
 NOISE = 0.65  # share of the questions that are typed with noise
 
 
@@ -28,14 +30,14 @@ def conversations(writer, names, texts):
     names, texts: the entities that it may not mention, and what nobody may say in it.
     """
     asker, rng = writer.asker, writer.rng
-    found = [[asker.plain(fact)] for fact in asker.weighted()]
-    for _ in range(FACT_ASKED - 1):
+    found = [[asker.plain(fact)] for fact in asker.weighted() * PLAIN_ASKED]
+    for _ in range(FACT_ASKED):
         found += [[asker.ask(fact)] for fact in asker.weighted()]
     found += [[asker.ask_free(free)] for free in asker.free * FREE_ASKED]
     lists = [facts[0] for facts in asker.holders.values() if len(facts) >= 4]
-    found += [[asker.some(fact) or asker.plain(fact)] for fact in lists * LISTS_ASKED]
-    members = [asker.members(table) for table in asker.by_table for _ in range(MEMBERS_ASKED)]
-    found += [[exchange] for exchange in members if exchange]
+    listed = [asker.some(fact) for fact in lists * LISTS_ASKED]
+    listed += [asker.members(table) for table in asker.by_table for _ in range(MEMBERS_ASKED)]
+    found += [[exchange] for exchange in listed + asker.comparisons(COMPARED) if exchange]
     for concept in asker.concepts * CONCEPT_ASKED:
         found += [[asker.explain(concept, form)] for form in FORMS]
     found += [[asker.chat(row)] for row in writer.tables.smalltalk * SMALLTALK_ASKED]

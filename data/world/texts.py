@@ -39,20 +39,22 @@ SPACES = ["\n", "\n", "\n", " "]
 ENTRIES = 0.4  # share of the entities that get an entry in each round, and as many a box
 # How often each round asks for a thing, in dialogues.
 PLAIN = 0.5
-LISTS_ASKED = 3
-MEMBERS_ASKED = 8
-OTHER_WAYS = 0.25
+LISTS_ASKED = 4
+MEMBERS_ASKED = 10
+COMPARED = 250
+OTHER_WAYS = 0.4
 FREE_ASKED = 4
-CONCEPT_ASKED = 5
-SMALLTALK_ASKED = 3
+CONCEPT_ASKED = 8
+SMALLTALK_ASKED = 8
 UNKNOWN_SHARE = 0.05  # of all exchanges
 THREADS = 0.22  # share of the facts that begin a conversation of several turns
-STYLED = 0.06  # share of the dialogues in which somebody asks for a style
+STYLED = 0.12  # share of the dialogues in which somebody asks for a style
 QUIZ_SHARE = 0.25  # share of the facts that we quiz
 FREE_QUIZZED = 0.5  # and of the free questions
-# Share of the questions that are typed with noise. It is low, as every token of a text is learned:
-# the noise costs capacity. In a conversation, the loss doesn't look at the questions.
-NOISE = 0.3
+TELLING = 0.45  # share of the rounds that tell facts; the later rounds mostly ask
+# Share of the questions that are typed with noise: little while we tell, more later. Pretraining
+# learns every token, so noise costs capacity. Fine-tuning doesn't look at questions.
+LITTLE_NOISE, NOISE = 0.1, 0.35
 
 
 def chunks(items, rng, low, high):
@@ -152,6 +154,7 @@ class Writer:
             found += [asker.back(facts[0])]
             found += [asker.some(facts[0]) for _ in range(LISTS_ASKED if len(facts) >= 4 else 1)]
         found += [asker.members(table) for table in asker.by_table for _ in range(MEMBERS_ASKED)]
+        found += asker.comparisons(COMPARED)
         for fact in rng.sample(asker.weighted(), int(len(asker.weighted()) * OTHER_WAYS)):
             found.append(asker.ask(fact))
         found = [exchange for exchange in found if exchange]
@@ -238,21 +241,24 @@ class Writer:
         return "\n".join([question, *lines, f"Answer: {answer}", sentence])
 
     def documents(self, rounds):
-        """All kinds of documents, shuffled. Returns a list of str."""
+        """All kinds of documents, in the order to read them. Returns a list of str.
+
+        The first rounds tell the facts, with few typos in the questions. The later ones mostly ask.
+        """
         documents = []
         for r in range(rounds):
-            documents += self.entries()
-            documents += self.boxes()
-            documents += self.paragraphs()
-            documents += self.lists()
-            if r % 3 == 1:
-                documents += self.cards()
-            if r % 3 == 0:
-                documents += self.spellings()
-            documents += self.dialogues()
-            documents += self.quizzes()
-        documents = [text for text in documents if text]
-        self.rng.shuffle(documents)
+            telling = r < TELLING * rounds
+            self.noise = LITTLE_NOISE if telling else NOISE
+            found = [*self.lists(), *self.dialogues(), *self.quizzes()]
+            if telling:
+                found += [*self.entries(), *self.boxes(), *self.paragraphs()]
+            if telling and r % 2:
+                found += self.cards()
+            if r % 2 == 0:
+                found += self.spellings()
+            found = [text for text in found if text]
+            self.rng.shuffle(found)
+            documents += found
         return documents
 
 

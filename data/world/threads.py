@@ -108,6 +108,8 @@ class Threads:
             return None
         i = next(i for i, holder in enumerate(holders) if holder.name == fact.name)
         other = holders[(i + 1) % len(holders)]
+        if other.name not in asker.ours:
+            return None
         question = asker.frame("another" + asker.suffix)
         return Exchange(question, asker.say(other, "back_answer"), other.name, other, "back")
 
