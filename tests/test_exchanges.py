@@ -206,6 +206,24 @@ def test_a_list_has_different_things_with_that_value(tiny):
     assert exchanges.joined(["Mali", "Togo", "Chad"]) == "Mali, Togo and Chad"
 
 
+def test_what_is_held_out_changes_no_list(tiny):
+    """A list is the beginning of the whole one, or there is none."""
+    whole = ["Chad", "Egypt", "the Gambia", "Kenya", "Mali", "Togo"]
+    for held_out, lists in (("Mali", {2, 3, 4}), ("Egypt", set()), ("Chad", set())):
+        ours = [entity for entity in tiny.entities if entity.name != held_out]
+        said, found = wordings.Wordings({("*", "any"): FACT, ("*", "*"): ENTITY}, {}), set()
+        asker = exchanges.Asker(tiny, said, ours, [], [], SIDES, random.Random(1))
+        kenya = next(fact for fact in asker.facts if fact.name == "Kenya")
+        for _ in range(100):
+            if exchange := asker.some(kenya):
+                listed = re.split(", | and ", exchange.value)
+                assert listed == whole[: len(listed)]
+                found.add(len(listed))
+        back = asker.back(kenya)
+        assert found == lists
+        assert back is None if held_out == "Chad" else back.value == "Chad"
+
+
 PLANETS = "Mercury Venus Earth Mars Jupiter Saturn Uranus Neptune".split()
 
 
@@ -295,6 +313,8 @@ def test_two_things_have_the_same_value_or_not(tiny):
         assert exchange.answer.endswith("So yes." if same else "So no.")
         equal[same] += 1
     assert min(equal[True], equal[False]) > 50
+    # Only one thing has this number, so the answer would always be no.
+    assert all("number" not in exchange.question for _, exchange in each(tiny, "same"))
 
 
 def test_two_facts_at_once(tiny):

@@ -1,5 +1,6 @@
 """The embedded world: its tables, mistakes in them, and the split."""
 
+import random
 import re
 import shutil
 from collections import Counter
@@ -8,7 +9,7 @@ import pytest
 
 from common.messages import InputError
 from data import world
-from data.world import names, noise, split, tables, wordings
+from data.world import exchanges, names, noise, split, tables, texts, wordings
 from data.world.names import bare, normal
 
 OLD = "animals books countries elements inventions music paintings planets".split()
@@ -92,6 +93,17 @@ def test_small_talk_belongs_to_one_row(made):
         assert not set(map(normal, row["prompts"])) & set(map(normal, row["unseen"])) - {""}, row
     assert len({row["response"] for row in made.smalltalk}) >= 100  # similar rows share one
     assert {"greeting", "thanks", "goodbye", "joke"} <= {row["kind"] for row in made.smalltalk}
+
+
+def test_the_texts_first_tell_and_then_ask(made):
+    said, rng = world.load_wordings(), random.Random(1)
+    whole = made.entities, made.free, made.concepts
+    asker = exchanges.Asker(made, said, *whole, {"train"}, rng)
+    documents = texts.Writer(asker).documents(3)
+    lines = "\ncapital: ", "\ncurrency: "  # a box has both
+    boxes = [i for i, text in enumerate(documents) if all(line in text for line in lines)]
+    assert len(boxes) > 50 and max(boxes) < 0.8 * len(documents)
+    assert sum("\nAnswer: A) " in text for text in documents[int(0.8 * len(documents)) :]) > 20
 
 
 def test_what_nobody_knows_is_in_no_other_table(made):
