@@ -30,9 +30,9 @@ from common.files import read_log, writing
 from common.messages import InputError, Progress, command, readable
 from common.options import Parser
 from common.page import page
-from common.pair import find_base, load_pair, with_control
 from common.report import score_table, show_examples, show_scores
 from common.scores import of_kinds, score_all
+from common.stages import find_base, load_stages, with_control
 from data import world
 from data.text import has_tokens, open_tokens
 
@@ -57,29 +57,35 @@ GREETINGS = ["Hello!", "Who are you?", "What can you do?"]  # for a model traine
 # Side by side
 
 
-def both_complete(base, tuned, prompts, **sampling):
-    """Both models' completions of each prompt, as [{"prompt", "base", "tuned"}]."""
-    texts = respond(base.model, base.tokenizer, prompts, chat=False, **sampling)
-    answers = respond(tuned.model, tuned.tokenizer, prompts, **sampling)
-    return [
-        {"prompt": prompt, "base": first_paragraph(text), "tuned": answer}
-        for prompt, text, answer in zip(prompts, texts, answers, strict=True)
-    ]
+def all_complete(models, prompts, **sampling):
+    """Every model's completion of each prompt, as [{"prompt", "base", "tuned", ...}].
+
+    models: {name: Checkpoint}. The base model continues the prompt, and the others answer it.
+    """
+    examples = [{"prompt": prompt} for prompt in prompts]
+    for name, checkpoint in models.items():
+        model, tokenizer, chat = checkpoint.model, checkpoint.tokenizer, name != "base"
+        texts = respond(model, tokenizer, prompts, chat, **sampling)
+        for example, text in zip(examples, texts, strict=True):
+            example[name] = text if chat else first_paragraph(text)
+    return examples
 
 
-def compare(base, tuned, side="test"):
+def compare(models, side="test"):
     """Compute everything that show() prints and writes. Returns a dict.
 
-    base, tuned: Checkpoints. side: "dev" or "test", the held-out questions to ask.
+    models: {"base", "tuned"} and perhaps "dpo", all Checkpoints. side: "dev" or "test", the
+    held-out questions to ask.
     """
-    models = with_control(base, tuned)
+    shown, models = models, with_control(models)
+    base, tuned = models["base"], models["tuned"]
     progress = Progress("compare", len(models) + 2)
     progress.update(0, "examples")
     folder = world_of(base)
     questions = world.read_questions(folder / f"{side}.jsonl") if folder else []
     own = tuned.about.get("examples")  # prompts from conversations of your own
     prompts = own or (EXAMPLES if "world" in base.about["trained_on"] else GREETINGS)
-    examples = both_complete(base, tuned, prompts)
+    examples = all_complete(shown, prompts)
     source = "One of the prompts below, with what the tuned model answered."
     talks = [(example["prompt"], example["tuned"]) for example in examples]
     results = {"examples": examples}
@@ -98,54 +104,60 @@ def compare(base, tuned, side="test"):
         for name, checkpoint in models.items():
             nats, bits = text_loss(checkpoint.model, tokens, checkpoint.tokenizer)
             results.setdefault(name, {}).update(val_loss=nats, val_bpb=bits)
-    results["conversation"] = {"source": source, "tokens": token_by_token(base, tuned, talks)}
+    results["conversation"] = {"source": source, "tokens": token_by_token(shown, talks)}
     progress.update(progress.total, "done")
     return results
 
 
-def show(base, tuned, out, side="test"):
+def show(models, out, side="test"):
     """Print the comparison, and write it to out/comparison.json and out/report.html."""
     started = time.perf_counter()
-    results, table = compare(base, tuned, side), None
+    results, table = compare(models, side), None
     show_examples(results["examples"])
     if "side" in results:
         table = score_table(results)
         show_scores(results)
-    logs = base.path.with_name("pretrain.jsonl"), tuned.path.with_name("sft.jsonl")
-    stages = zip(("Pretraining", "Fine-tuning"), logs, map(read_log, logs), strict=True)
-    paths = base.path, tuned.path
-    html = page(paths, stages, results["conversation"], results["examples"], table)
+    base, tuned = models["base"], models["tuned"]
+    stages = [("Pretraining", base, "pretrain.jsonl"), ("Fine-tuning", tuned, "sft.jsonl")]
+    if "dpo" in models:
+        stages.append(("Preferences", models["dpo"], "dpo.jsonl"))
+    logs = [(title, model.path.with_name(name)) for title, model, name in stages]
+    logs = [(title, path, read_log(path)) for title, path in logs]
+    paths = {name: checkpoint.path for name, checkpoint in models.items()}
+    html = page(paths, logs, results["conversation"], results["examples"], table)
     with writing(out / "comparison.json", "w") as file:
         file.write(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     with writing(out / "report.html", "w") as file:
         file.write(html)
     print(f"\nWrote {out / 'comparison.json'} ({time.perf_counter() - started:.0f} s).")
     print(f"Wrote {out / 'report.html'}: open it in a browser.")
-    options = f" --out {out}" if out != Path("out") else ""
-    options += f" --base {base.path}" if base.path != find_base(out, tuned) else ""
+    more = f" --out {out}" if out != Path("out") else ""
+    options = f"{more} --base {base.path}" if base.path != find_base(tuned) else more
     print(f"Next, talk to it: python compare.py --chat{options}")
+    if "dpo" not in models:
+        print(f"Or teach it which answers are better: python dpo.py{more}")
 
 
 # -------------------------------------------------------------------------------------------------
 # Ask, and chat
 
 
-def talk(base, tuned, system, **sampling):
-    """Talk to the tuned model until the user leaves. base, tuned: Checkpoints.
+def talk(base, latest, system, **sampling):
+    """Talk to a model until the user leaves. base, latest: Checkpoints; /base asks the base model.
 
     system: messages that the conversation begins with, at most one system message.
     """
     prepare_input()
     print("Ask a question. /base asks the base model too, /reset starts over, /quit leaves.")
     try:
-        converse(base, tuned, system, **sampling)
+        converse(base, latest, system, **sampling)
     except (EOFError, KeyboardInterrupt):
         print()
 
 
-def converse(base, tuned, system, **sampling):
+def converse(base, latest, system, **sampling):
     """Read lines and answer them, until one says to leave."""
-    block_size = tuned.model.config.block_size
+    block_size = latest.model.config.block_size
     # Most answers fit a quarter of the block. A longer one pushes out the oldest tokens.
     room = block_size - min(sampling["max_new_tokens"], block_size // 4)
     history, question, told = system, None, False
@@ -162,14 +174,14 @@ def converse(base, tuned, system, **sampling):
             print("(The commands are /base, /reset and /quit.)")
         elif line:
             message = {"role": "user", "content": line}
-            turns, input_ids = fit([*history, message], tuned.tokenizer, room)
+            turns, input_ids = fit([*history, message], latest.tokenizer, room)
             if len(input_ids) > room:
                 print(f"(That takes {len(input_ids)} tokens, but only {room} fit. Shorten it.)")
                 continue
             if len(turns) <= len(history) and not told:
                 print("(The conversation is long now, so the model forgets the oldest turns.)")
                 told = True
-            question, answer = line, stream(tuned.model, tuned.tokenizer, input_ids, **sampling)
+            question, answer = line, stream(latest.model, latest.tokenizer, input_ids, **sampling)
             if answer.strip():
                 history = [*turns, {"role": "assistant", "content": answer}]
             else:
@@ -186,8 +198,10 @@ def parse_arguments(argv):
     option("--out", type=Path, default=Path("out"), help="folder that holds sft.pt (default: out)")
     option("--base", type=Path, help="the base model's file, if you moved it after fine-tuning")
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--ask", metavar="PROMPT", help="ask both models once")
-    mode.add_argument("--chat", action="store_true", help="talk to the tuned model")
+    mode.add_argument("--ask", metavar="PROMPT", help="ask all models once")
+    mode.add_argument("--chat", action="store_true", help="talk to the latest model")
+    what = "with --ask and --chat: the latest model to ask (default: dpo, if there is one)"
+    option("--stage", choices=("sft", "dpo"), help=what)
     what = 'with --ask and --chat: a style, such as "Answer in one word."'
     option("--system", default="", metavar="TEXT", help=what)
     what = "held-out questions to score (default: test)"
@@ -215,17 +229,21 @@ def parse_arguments(argv):
 def main(argv=None):
     args = parse_arguments(argv)
     keep_freed_memory()
-    base, tuned = load_pair(args.out, args.base, pick_device(args.device))
+    models = load_stages(args.out, args.base, pick_device(args.device))
+    if args.stage == "dpo" and "dpo" not in models:
+        raise InputError("--stage", f"{args.out} has no dpo.pt of its sft.pt", "run python dpo.py")
+    if args.stage == "sft":
+        models.pop("dpo", None)
     torch.seed()  # sample something else every time
     sampling = dict(max_new_tokens=args.length, temperature=args.temperature, top_k=args.top_k)
     if args.ask is not None:  # to the base model, a system message is just the first line
         prompt = f"{args.system}\n\n{args.ask}" if args.system.strip() else args.ask
-        show_examples(both_complete(base, tuned, [prompt], **sampling))
+        show_examples(all_complete(models, [prompt], **sampling))
     elif args.chat:
         system = [{"role": "system", "content": args.system}] if args.system.strip() else []
-        talk(base, tuned, system, **sampling)
+        talk(models["base"], models.get("dpo", models["tuned"]), system, **sampling)
     else:
-        show(base, tuned, args.out, args.side)
+        show(models, args.out, args.side)
 
 
 if __name__ == "__main__":

@@ -237,7 +237,7 @@ def main(argv=None):
         todo = f"Try --lr {5 * config.lr:g}" if times > 5 else "Pretrain longer, or try more steps"
         say(f"The training loss is still {last['loss']:.2f} nats per token. {todo}.")
     say()
-    compare.show(base, tuned, out)
+    compare.show({"base": base, "tuned": tuned}, out)
 
 
 if __name__ == "__main__":

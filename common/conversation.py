@@ -63,30 +63,32 @@ def stream(model, tokenizer, input_ids, **sampling):
 
 
 @torch.inference_mode()
-def token_by_token(base, tuned, talks):
+def token_by_token(models, talks):
     """How surprised each model is by each token of one conversation.
 
-    base, tuned: Checkpoints. talks: [(prompt, response)]. We take the first talk whose response
-    begins within the block. Returns [{"text", "supervised", "base", "tuned"}], losses in nats, or
+    models: {name: Checkpoint}. talks: [(prompt, response)]. We take the first talk whose response
+    begins within the block. Returns [{"text", "supervised", name: loss, ...}], losses in nats, or
     [] if no talk fits. If a token is only part of a character, its text shows the bytes: "\\xea".
     """
-    block_size = min(base.model.config.block_size, tuned.model.config.block_size)
+    tokenizer = models["base"].tokenizer
+    block_size = min(checkpoint.model.config.block_size for checkpoint in models.values())
     for prompt, response in talks:
         messages = [{"role": "user", "content": prompt}]
         if response.strip():  # an empty message isn't allowed
             messages.append({"role": "assistant", "content": response})
-        input_ids, supervised = encode_chat(messages, base.tokenizer)
+        input_ids, supervised = encode_chat(messages, tokenizer)
         if any(supervised[:block_size]):
             break
     else:
         return []
     input_ids, supervised = input_ids[:block_size], supervised[:block_size]
-    pieces = base.tokenizer.encoding.decode_tokens_bytes(input_ids)
+    pieces = tokenizer.encoding.decode_tokens_bytes(input_ids)
     tokens = [
         {"text": piece.decode("utf-8", "backslashreplace"), "supervised": is_supervised}
         for piece, is_supervised in zip(pieces, supervised, strict=True)
     ]
-    for name, model in (("base", base.model), ("tuned", tuned.model)):
+    for name, checkpoint in models.items():
+        model = checkpoint.model
         ids = torch.tensor([input_ids], device=model.embed.weight.device)  # (1, T)
         logits, _ = model(ids, labels=ids)  # (T - 1, V)
         losses = cross_entropy(logits, ids[0, 1:], reduction="none").tolist()

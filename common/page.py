@@ -55,7 +55,7 @@ th { vertical-align: bottom; }
 td:first-child { padding-left: 0; text-align: left; white-space: pre-wrap; }
 .said { margin: 0; padding-left: .8rem; border-left: 3px solid var(--line);
   white-space: pre-wrap; }
-.said.tuned { border-color: var(--green); }
+.said.tuned { border-color: var(--green); } .said.dpo { border-color: var(--blue); }
 .said b { display: block; color: var(--soft); font-size: .8rem; font-weight: normal; }
 """
 
@@ -78,23 +78,24 @@ def safe(text):
 def page(paths, logs, talk, examples, table):
     """The whole page, a str.
 
-    paths: to the base and the tuned checkpoint. logs: (title, path, rows) per stage, see curve().
-    talk: {"source", "tokens"}, see conversation(). examples: [{"prompt", "base", "tuned"}].
-    table: a heading and its rows, see score_table(), or None.
+    paths: {name: path}, the checkpoints "base", "tuned" and perhaps "dpo". logs: (title, path,
+    rows) per stage, see curve(). talk: {"source", "tokens"}, see conversation(). examples:
+    [{"prompt", "base", "tuned", ...}]. table: a heading and its rows, see score_table(), or None.
     """
-    base, tuned = (f"<code>{safe(path)}</code>" for path in paths)
+    files = {name: f"<code>{safe(path)}</code>" for name, path in paths.items()}
     curves = "".join(curve(*log) for log in logs)
+    third = f" Preferences turned that into {files['dpo']}." if "dpo" in files else ""
     parts = [
         "<h1>From parrot to assistant</h1>",
-        f"<p>The base model, {base}, has only read plain text. "
-        f"Fine-tuning on conversations turned it into {tuned}.</p>",
+        f"<p>The base model, {files['base']}, has only read plain text. "
+        f"Fine-tuning on conversations turned it into {files['tuned']}.{third}</p>",
         f'<h2>The loss, step by step</h2><div class="two">{curves}</div>',
         f"<h2>What fine-tuning looks at</h2>{conversation(**talk)}",
     ]
     if table:
         parts.append(f"<h2>What each model can answer</h2>{score_rows(*table)}")
-    parts.append("<h2>Base and tuned, side by side</h2>")
-    parts += [both_completions(**example) for example in examples]
+    parts.append("<h2>The models, side by side</h2>")
+    parts += [all_completions(**example) for example in examples]
     return HEAD + "\n".join(parts) + "\n</body></html>\n"
 
 
@@ -107,11 +108,11 @@ def score_rows(heading, rows):
     return f"<p>{safe(heading)}</p><table>{html}</table>"
 
 
-def both_completions(prompt, base, tuned):
+def all_completions(prompt, **completions):
     """One prompt and each model's completion."""
     html = f'<h3 dir="auto">{safe(prompt)}</h3><div class="two">'
-    for name, text in (("base", base), ("tuned", tuned.strip(" "))):
-        said = f'<div dir="auto">{safe(text)}</div>'
+    for name, text in completions.items():
+        said = f'<div dir="auto">{safe(text.strip(" "))}</div>'
         html += f'<div class="said {name}"><b>{name}</b>{said}</div>'
     return html + "</div>"
 
@@ -206,11 +207,13 @@ def curve(title, path, rows):
 # A conversation, token by token
 
 
-LOSSES = "<span>before</span><span>after</span></li>"
-LEGEND = (
-    f'<ul class="tokens"><li class="supervised"><span class="token">supervised</span>{LOSSES}'
-    f'<li><span class="token">not supervised</span>{LOSSES}</ul>'
-)
+def legend(names):
+    """Two boxes that say what the colors and the numbers are."""
+    lines = "".join(f"<span>{name}</span>" for name in names) + "</li>"
+    return (
+        f'<ul class="tokens"><li class="supervised"><span class="token">supervised</span>{lines}'
+        f'<li><span class="token">not supervised</span>{lines}</ul>'
+    )
 
 
 def box(text, supervised, *losses):
@@ -233,32 +236,29 @@ def box(text, supervised, *losses):
 def conversation(source, tokens):
     """A conversation, each token with its losses.
 
-    source: where it comes from. tokens: [{"text", "supervised", "base", "tuned"}].
+    source: where it comes from. tokens: [{"text", "supervised", name: loss, ...}], one loss for
+    each model.
     """
     if not tokens:
         return "<p>Left out: every prompt fills the model's context. Try shorter prompts.</p>"
-    turns = []
+    turns, names = [], [key for key in tokens[0] if key not in ("text", "supervised")]
     for token in tokens:
         if token["text"] in ("<|user|>", "<|assistant|>") or not turns:
             turns.append("")
-        turns[-1] += box(token["text"], token["supervised"], token["base"], token["tuned"])
+        turns[-1] += box(token["text"], token["supervised"], *(token[name] for name in names))
     supervised = [token for token in tokens if token["supervised"]]
-    before, after = (
-        sum(token[name] for token in supervised) / len(supervised) for name in ("base", "tuned")
-    )
-    end = (
-        f"Over the {len(supervised)} supervised tokens, the mean loss was {before:.2f} nats "
-        f"before fine-tuning and is {after:.2f} after."
-    )
+    means = [sum(token[name] for token in supervised) / len(supervised) for name in names]
+    listed = ", ".join(f"{mean:.2f} ({name})" for name, mean in zip(names, means, strict=True))
+    end = f"Over the {len(supervised)} supervised tokens, the mean loss in nats is {listed}."
     if tokens[-1]["text"] != "<|end|>":
         end += " We show only the part that fits in the model's block."
     return (
-        f"<p>{safe(source)} Each box is a token. Below it is its loss, first with the base model, "
-        "then with the tuned one. The loss is −ln of the probability that the model gave to the "
+        f"<p>{safe(source)} Each box is a token. Below it is its loss with each model. "
+        "The loss is −ln of the probability that the model gave to the "
         "token: 0.01 means 99%, 0.69 means 50%, 4.6 means 1%. Only the green boxes count in "
         "fine-tuning: the assistant's own words, and the <code>&lt;|end|&gt;</code> that closes "
         "them. The model reads the gray boxes too, but their labels are −100.</p>"
-        + LEGEND
+        + legend(names)
         + "".join(f'<ul class="tokens">{turn}</ul>' for turn in turns)
         + f"<p>{end}</p>"
     )

@@ -34,27 +34,29 @@ def wrap(text, width):
     return lines
 
 
-def side_by_side(left, right, width):
-    """Two texts in two columns, as lines of at most width characters."""
-    column = (width - 3) // 2
-    pairs = zip_longest(wrap(left, column), wrap(right, column), fillvalue="")
-    return [f"{a:<{column}} | {b}".rstrip() for a, b in pairs]
+def side_by_side(texts, width):
+    """Texts in columns, as lines of at most width characters."""
+    column = (width - 3 * (len(texts) - 1)) // len(texts)
+    rows = zip_longest(*(wrap(text, column) for text in texts), fillvalue="")
+    return [" | ".join(f"{cell:<{column}}" for cell in cells).rstrip() for cells in rows]
 
 
 def show_examples(examples):
-    """Print prompts with both completions. examples: [{"prompt", "base", "tuned"}]"""
+    """Print prompts with all completions. examples: [{"prompt", "base", "tuned", ...}]"""
     width = terminal_width()
+    names = [name for name in examples[0] if name != "prompt"]
     if width >= NARROW:
-        print("  " + side_by_side("BASE", "TUNED", width - 2)[0])
+        print("  " + side_by_side([name.upper() for name in names], width - 2)[0])
     for example in examples:
-        prompt, base, tuned = (readable(example[key]) for key in ("prompt", "base", "tuned"))
-        tuned = tuned.strip(" ")  # an answer often begins with a space
         print("-" * width)
-        print("\n".join(wrap(prompt, width)))
+        print("\n".join(wrap(readable(example["prompt"]), width)))
+        texts = [readable(example[name]).strip(" ") for name in names]
         if width >= NARROW:
-            lines = side_by_side(base, tuned, width - 2)
+            lines = side_by_side(texts, width - 2)
         else:
-            lines = ["BASE", *wrap(base, width - 2), "TUNED", *wrap(tuned, width - 2)]
+            lines = []
+            for name, text in zip(names, texts, strict=True):
+                lines += [name.upper(), *wrap(text, width - 2)]
         print("\n".join("  " + line for line in lines))
     print("-" * width)
     print("(The base model keeps going, so we show only its first paragraph.)")
@@ -91,6 +93,31 @@ def show_mask(row, tokenizer):
         say(f"{text:>16}  {token:>8}  {label:>6}  {supervised}")
 
 
+def show_pairs(pairs, tokenizer):
+    """Print pairs of answers. pairs: [chosen, rejected], each {"input_ids", "labels"}."""
+    width = terminal_width()
+    for chosen, rejected in pairs:
+        start = chosen["labels"].count(IGNORE_INDEX)  # of the answers: before, the two are alike
+        prompt = tokenizer.decode(chosen["input_ids"][1 : start - 2])
+        for label, text in (
+            ("", prompt),
+            ("  chosen    ", tokenizer.decode(chosen["input_ids"][start:-1])),
+            ("  rejected  ", tokenizer.decode(rejected["input_ids"][start:-1])),
+        ):
+            lines = wrap(label + readable(text.strip()), width)
+            say(("\n" if not label else "") + "\n            ".join(lines))
+
+
+def show_preference(row, chosen, rejected):
+    """Print what preference tuning did to held-out pairs.
+
+    row: the last one of its log. chosen, rejected: their mean log-probabilities before, in nats.
+    """
+    say(f"It tells {row['told_apart']:.0%} of the held-out pairs apart. Their log-probabilities:")
+    for key, before in (("chosen", chosen), ("rejected", rejected)):
+        say(f"  {key:8} {before:8.2f} nats before, now {row[key]:.2f}")
+
+
 # -------------------------------------------------------------------------------------------------
 # The scores
 
@@ -106,7 +133,7 @@ def score_table(scores):
     Returns (heading, rows): each row is a label and one str per model. The first row names the
     models.
     """
-    names = [name for name in ("base", "tuned", "random") if name in scores]
+    names = [name for name in ("base", "tuned", "dpo", "random") if name in scores]
     rows = [["", *("control" if name == "random" else name for name in names)]]
     for label, base_key, tuned_key in (
         ("answers the plain question", "plain", None),
@@ -114,6 +141,7 @@ def score_table(scores):
         ("answers it in the chat template", "chat", "answered"),
         ("  in wordings it never trained on", None, "unseen"),
         ("  about what it trained on", None, "train"),
+        ("  sampled at temperature 1", None, "sampled"),
         ("  in a style, in unseen wordings", None, "style_unseen"),
         ("explains, in unseen wordings", None, "concept_unseen"),
         ("small talk in unseen wordings", None, "smalltalk_unseen"),
@@ -127,8 +155,9 @@ def score_table(scores):
         ("  and an answer that is one of them", "consistent", None),
         ('knows ("The capital of Kenya is")', "knows", None),
     ):
-        keys = {"base": base_key, "tuned": tuned_key, "random": tuned_key}
-        rows.append([label, *(percent(scores[name].get(keys[name])) for name in names)])
+        keys = [base_key if name == "base" else tuned_key for name in names]
+        cells = [percent(scores[name].get(key)) for name, key in zip(names, keys, strict=True)]
+        rows.append([label, *cells])
     bits = [scores[name].get("val_bpb") for name in names]
     rows.append(["bits per byte of plain text", *("-" if b is None else f"{b:.3f}" for b in bits)])
     for kind in scores.get("tuned", {}).get("strangers", {}):
@@ -140,7 +169,7 @@ def score_table(scores):
 
 
 def show_scores(scores):
-    """Print the table. It is 59 columns wide at most."""
+    """Print the table. It is 67 columns wide at most."""
     heading, rows = score_table(scores)
     width = terminal_width()
     print("\n" + "\n".join(wrap(heading, width)) + "\n")

@@ -38,7 +38,7 @@ class Run:
         self.path = self.out / made
         self.log, self.unfinished = self.out / f"{name}.jsonl", self.out / f"{name}.resume.pt"
         self.rank, self.world_size = processes()
-        free = ("out", "resume", "device", "base")  # these may differ when a run is resumed
+        free = ("out", "resume", "device", "base", "sft")  # these may differ when a run is resumed
         settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
         self.hashes = hashes
         self.about = {**settings, "processes": self.world_size, **hashes}

@@ -2,10 +2,17 @@
 The scores of models on the embedded world: what compare.py shows in its tables.
 """
 
+import json
+
+import torch
+
 from common.completion import complete, first_paragraph, respond
+from common.files import writing
+from common.messages import InputError, Progress
 from data import world
 from data.world import strangers
 
+SAMPLES = 6  # answers that we sample to each question
 ANSWER = 90  # most tokens of an answer; the longest are explanations of a concept
 
 
@@ -49,11 +56,11 @@ def score_tuned(tuned, questions, trained_on, smalltalk, scorer):
     questions: held out. trained_on: about what fine-tuning was about.
     """
 
-    def ask(items, key="prompt"):
+    def ask(items, key="prompt", **sampling):
         """[(item, answer, whether the model stopped)]"""
         items = [item for item in items if key in item]
         prompts = [item[key] for item in items]
-        answers = complete(tuned.model, tuned.tokenizer, prompts, max_new_tokens=ANSWER)
+        answers = complete(tuned.model, tuned.tokenizer, prompts, True, ANSWER, **sampling)
         return [(item, *answer) for item, answer in zip(items, answers, strict=True)]
 
     def right(asked):
@@ -63,11 +70,13 @@ def score_tuned(tuned, questions, trained_on, smalltalk, scorer):
         return share([text == item["response"] for item, text, stopped in ask(smalltalk, key)])
 
     facts = of_kinds(questions, "fact", "free")
+    torch.manual_seed(0)  # the same figures every time
     answers, reworded = ask(facts), ask(facts, "unseen")
     scores = {
         "answered": right(answers),
         "unseen": right(reworded),
         "train": right(ask(of_kinds(trained_on, "fact", "free"))),
+        "sampled": right(ask(facts, temperature=1.0)),
         "stops": share([stopped for item, text, stopped in answers]),
         "smalltalk": as_taught("prompt"),
         "smalltalk_unseen": as_taught("unseen"),
@@ -123,3 +132,34 @@ def score_all(models, questions, folder, progress):
             scores[name] = score_tuned(checkpoint, questions, trained_on, smalltalk, scorer)
             scores[name]["strangers"] = score_strangers(checkpoint)
     return scores
+
+
+def write_own_pairs(tuned, folder, path, seed):
+    """Write pairs of a better and a worse answer to one question, both by the model itself.
+
+    folder: of the embedded world. We sample several answers to each train question at temperature
+    1, and the scorer grades them. We drop those that mention what is held out. If the others aren't
+    all equally good, we pair the best with the worst. Raises InputError if no pair is found.
+    """
+    questions = world.read_questions(folder / "train.jsonl")
+    questions = [question for question in questions if "typed" in question]
+    held_out = world.held_out_finder(folder)
+    prompts, scorer = [question["typed"] for question in questions], world.Scorer()
+    graded, progress = [set() for _ in questions], Progress("sampling answers", SAMPLES)
+    torch.manual_seed(seed)
+    for n in range(1, SAMPLES + 1):
+        answers = complete(tuned.model, tuned.tokenizer, prompts, temperature=1.0)
+        for found, question, (text, stopped) in zip(graded, questions, answers, strict=True):
+            if text.strip() and not held_out(text):
+                found.add((scorer.grade(question, text) if stopped else 0, text))
+        progress.update(n, f"{n * len(prompts):,} answers")
+    lines = []
+    for prompt, found in zip(prompts, graded, strict=True):
+        if found and max(found)[0] > min(found)[0]:
+            pair = {"prompt": prompt, "chosen": max(found)[1], "rejected": min(found)[1]}
+            lines.append(json.dumps(pair, ensure_ascii=False) + "\n")
+    if not lines:
+        what = "all answers to a question are equally good"
+        raise InputError(tuned.path, what, "give your own pairs: --data FILE")
+    with writing(path, "w") as file:
+        file.writelines(lines)

@@ -82,7 +82,7 @@ def make_world_small(patch):
         patch.setattr(module, "UNKNOWN_SHARE", share)
         patch.setattr(module, "STYLED", 0.5)
     patch.setattr(questions, "STYLE_SHARE", 1.0)
-    patch.setattr(questions, "UNKNOWN", 40)
+    patch.setattr(questions, "UNKNOWN", 1.0)
 
 
 @pytest.fixture(scope="session")

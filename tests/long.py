@@ -120,17 +120,21 @@ def run_and_watch(arguments):
 
 
 def kills(folder):
+    import dpo
     import pretrain
     import sft
 
     for stage, main, name, n_steps in (
         ("pretrain", pretrain.main, "base.pt", 600),
         ("sft", sft.main, "sft.pt", 250),
+        ("dpo", dpo.main, "dpo.pt", 250),
     ):
         whole, killed = folder / "a", folder / "b"
         arguments = ["--max_steps", str(n_steps)]
         if stage == "sft":
             arguments += ["--base", str(whole / "base.pt")]
+        if stage == "dpo":
+            arguments += ["--sft", str(whole / "sft.pt")]
         main([*arguments, "--out", str(whole)])
         arguments += ["--out", str(killed)]
         happened = run_and_kill(stage, arguments, killed / name, n_kills=20, seed=1)

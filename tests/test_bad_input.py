@@ -16,6 +16,7 @@ import torch
 
 import common.run
 import compare
+import dpo
 import pretrain
 import sft
 from common.device import memory_of
@@ -25,13 +26,16 @@ from conftest import ROOT, SIZES
 from data import world
 from data.world import questions
 
-MAIN = {"pretrain": pretrain.main, "sft": sft.main, "compare": compare.main}
+MAIN = {"pretrain": pretrain.main, "sft": sft.main, "dpo": dpo.main, "own": dpo.main}
+MAIN["compare"] = compare.main
 TEXT = "Once upon a time there was a parrot that could not answer. " * 40
 PAIR = '{"prompt": "a", "response": "b"}\n'
 TINY = " ".join(SIZES) + " --vocab_size 270 --block_size 16"
 USUAL = {  # what each command gets before the options of a case, which may override it
     "pretrain": f"--device cpu --data {{tmp}}/good.txt {TINY} --out {{out}}",
     "sft": "--device cpu --out {out}",
+    "dpo": "--device cpu --sft {out}/sft.pt --data {tmp}/pairs.jsonl --out {tmp}/new",
+    "own": "",  # dpo.py without --data
     "compare": "--device cpu --out {out}",
 }
 FIFO, LOOP = object(), object()  # instead of the content of a file
@@ -163,6 +167,48 @@ for turns, complaint in rows(
 
 
 # -------------------------------------------------------------------------------------------------
+# Pairs of answers
+
+
+def bad_pairs(name, content, complaint, options=""):
+    case(f"pairs {name}", f"dpo {options}", f"pairs.jsonl{complaint}", {"pairs.jsonl": content})
+
+
+CHOICE = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
+bad_pairs("missing", None, ": no such file or folder")
+bad_pairs("empty", " \n", ": the file holds nothing")
+bad_pairs("in a FIFO", FIFO, ": not a regular file")
+bad_pairs("in UTF-16", CHOICE.encode("utf-16"), ": not UTF-8 text (byte 0)")
+bad_pairs("cut off", CHOICE + CHOICE[:30], " line 2: broken JSON")
+bad_pairs("in an array, with a number", f"[{CHOICE}, 5]", " entry 2: a pair must be an object")
+bad_pairs("too long", CHOICE.replace("b", "b " * 500), f": no pair fits {BLOCK} tokens")
+TURNS = [{"role": role, "content": role[0]} for role in ("user", "assistant", "user")]
+for line, complaint in rows(
+    f"""
+    "hello" -> a pair must be an object with "prompt", "chosen" and "rejected"
+    {{"prompt": "a", "chosen": "b"}} -> a pair must be an object with
+    {{"prompt": "a", "rejected": "b"}} -> a pair must be an object with
+    {{"prompt": "a", "response": "b"}} -> a pair must be an object with
+    {{"chosen": "b", "rejected": "c"}} -> "prompt" and "chosen" must each be a text or a list
+    {{"prompt": 5, "chosen": "b", "rejected": "c"}} -> "prompt" and "chosen" must each be a text
+    {{"prompt": "a", "chosen": null, "rejected": "c"}} -> "prompt" and "chosen" must each be a text
+    {{"prompt": "a", "chosen": "b", "rejected": {{}}}} -> "prompt" and "rejected" must each
+    {{"prompt": "a", "chosen": "b", "rejected": "b"}} -> both answers are the same
+    {{"prompt": " ", "chosen": "b", "rejected": "c"}} -> message 1 (user) must have text in it
+    {{"prompt": "a", "chosen": "", "rejected": "c"}} -> message 2 (assistant) must have text in it
+    {{"prompt": "a", "chosen": "b", "rejected": "\\n"}} -> message 2 (assistant) must have text
+    {{"prompt": [], "chosen": "b", "rejected": "c"}} -> user and assistant must take turns
+    {{"prompt": ["a"], "chosen": "b", "rejected": "c"}} -> message 1 must be an object
+    {{"prompt": "a", "chosen": ["b"], "rejected": "c"}} -> message 2 must be an object
+    {{"prompt": "a", "chosen": [], "rejected": "c"}} -> the assistant says nothing
+    {{"prompt": "a", "chosen": {json.dumps(TURNS)}, "rejected": "c"}} -> "chosen" must end with an
+    {{"prompt": "a", "chosen": {json.dumps(TURNS[:2])}, "rejected": "c"}} -> the two conversations
+    """
+):
+    bad_pairs(line, CHOICE + line, f" line 2: {complaint}")
+
+
+# -------------------------------------------------------------------------------------------------
 # Checkpoints
 
 
@@ -288,8 +334,35 @@ def swap_two(merges):
     return [*merges[:-2], merges[-1], merges[-2]]
 
 
-OTHER_BASE = {"base.pt": changed(seed=77)}
+for name, content, complaint in (
+    ("none", None, "tuned.pt: no such checkpoint"),
+    (
+        "a base model",
+        good("base.pt"),
+        "tuned.pt: this is a checkpoint of stage 'base'; name a tuned",
+    ),
+    ("of stage 3", changed("sft.pt", stage="dpo"), "tuned.pt: this is a checkpoint of stage 'dpo'"),
+    ("truncated", cut("sft.pt", 5000), "tuned.pt: not a readable checkpoint"),
+):
+    files = {"tuned.pt": content, "pairs.jsonl": CHOICE}
+    case(f"dpo.py, tuned model {name}", "dpo --sft {tmp}/tuned.pt", complaint, files)
+
 ORPHAN = {"sft.pt": changed("sft.pt", base="gone/base.pt")}
+PAIRLESS = "--device cpu --sft {tmp}/sft.pt --out {tmp}/new"
+STAGES = {"base.pt": good("base.pt"), "sft.pt": good("sft.pt")}
+case("dpo.py, no base model", "own " + PAIRLESS, "gone/base.pt: no such checkpoint", ORPHAN)
+case("dpo.py, no world", "own " + PAIRLESS, "there is no embedded world beside the base", STAGES)
+case(
+    "dpo.py, another base model",
+    "own " + PAIRLESS,
+    "sft.pt: was tuned from another base model",
+    {**STAGES, "base.pt": changed(seed=77)},
+)
+THIRD = {**STAGES, "dpo.pt": good("base.pt")}
+case("compare.py, dpo.pt a base model", "compare --out {tmp}", "dpo.pt: was not made by dpo", THIRD)
+case("compare.py, no stage 3", "compare --stage dpo --ask a", "--stage: ")
+
+OTHER_BASE = {"base.pt": changed(seed=77)}
 bad_tuned("none", None, "no such checkpoint; make it with python sft.py")
 bad_tuned("a FIFO", FIFO, "not a regular file")
 bad_tuned("a base model", good("base.pt"), "this is a base model")
@@ -483,6 +556,11 @@ for typed, complaint in rows(
     pretrain --device abacus -> --device: abacus is not available here; use
     sft --device cuda:77 -> --device: cuda:77 is not available here; use
     compare --side left -> invalid choice: 'left'
+    compare --stage base -> invalid choice: 'base'
+    dpo --beta 0 -> --beta: 0.0 is out of range; give a number from 1e-06
+    dpo --beta nan -> --beta: nan is out of range
+    dpo --likelihood -1 -> --likelihood: -1.0 is out of range
+    dpo --bet 1 -> unrecognized arguments: --bet 1
     compare --temperature -1 -> --temperature: -1.0 is out of range
     compare --ask {nothing} -> --ask: the prompt is empty
     pretrain --out {tmp}/good.txt/out -> train.bin: cannot be written (Not a directory)
@@ -514,6 +592,9 @@ for name in ("base.pt", "train.bin", "val.sha256", "pretrain.jsonl", "base.pt.tm
 for name in ("sft.pt", "sft.jsonl", "report.html", "sft.pt.tmp"):
     typed = f"sft --data {{tmp}}/{name} --base {{out}}/base.pt --out {{tmp}}"
     case(f"sft.py reads {name}", typed, f"{name}: {OVERWRITTEN}", {name: PAIR})
+for name in ("dpo.pt", "dpo.jsonl", "comparison.json"):
+    typed = f"dpo --data {{tmp}}/{name} --out {{tmp}}"
+    case(f"dpo.py reads {name}", typed, f"{name}: {OVERWRITTEN}", {name: CHOICE * 2})
 typed = "sft --data {tmp}/talks.jsonl --base {tmp}/sft.pt --out {tmp}"
 files = {"talks.jsonl": PAIR, "sft.pt": good("base.pt")}
 case("sft.py tunes sft.pt", typed, f"sft.pt: {OVERWRITTEN}", files)
@@ -530,6 +611,10 @@ TALKS = "--data {tmp}/talks.jsonl"
 HERE = "pretrain --out {tmp} --resume"
 case("nothing to resume", "pretrain --out {tmp}/folder --resume", NOTHING)
 case("nothing for sft.py", "sft --base {out}/base.pt --out {tmp} --resume", NOTHING)
+case("nothing for dpo.py", "dpo --resume", NOTHING, {"pairs.jsonl": CHOICE})
+case(
+    "no pairs of before", "own --sft {out}/sft.pt --out {tmp} --resume", "pairs.jsonl: no such file"
+)
 case("another rate", f"pretrain --lr 0.5 {CHANGED}", LR)
 case("another text", f"pretrain --data {{text}} {CHANGED}", "text_sha256 was ", OTHER_TEXT)
 case("other conversations", f"sft {TALKS} {CHANGED}", "--resume: data_sha256 was ", OTHER_TALKS)

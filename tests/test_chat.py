@@ -9,7 +9,7 @@ import compare
 from common.completion import first_paragraph, fit, respond
 from common.conversation import stream
 from common.messages import readable
-from common.pair import load_pair
+from common.stages import load_stages
 from data import Tokenizer, encode_chat
 from data.tokenizer import CAPS_LOCK, SHIFT
 from model import GPT, GPTConfig
@@ -19,7 +19,7 @@ GREEDY = dict(max_new_tokens=24, temperature=0.0, top_k=None)
 
 @pytest.fixture(scope="module")
 def pair(small_world):
-    return load_pair(small_world)
+    return tuple(load_stages(small_world).values())  # base and tuned
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from common.checkpoint import FORMAT, Checkpoint, load, read_checkpoint, save
 from common.completion import complete, respond
 from common.evaluation import text_loss
 from common.messages import InputError
-from common.pair import load_pair, with_control
 from common.report import score_table, show_examples, show_scores, side_by_side
+from common.stages import load_stages, with_control
 from data import Tokenizer, encode_chat
 from data.world import Scorer, refuses, strangers
 from data.world.exchanges import Exchange
@@ -656,7 +656,7 @@ def test_the_base_model_is_found_where_sft_read_it(relative, tmp_path, capsys, m
 def test_a_pair_must_belong_together(tmp_path, capsys):
     write_pair(tmp_path)
     base, tuned = tmp_path / "base.pt", tmp_path / "sft.pt"
-    load_pair(tmp_path)
+    load_stages(tmp_path)
     assert "this is a tuned model, but a base" in error_of(capsys, tmp_path, "--base", str(tuned))
     shutil.copy(base, tuned)
     assert "sft.pt: this is a base model, but a tuned" in error_of(capsys, tmp_path, "--ask", "a")
@@ -674,12 +674,12 @@ def test_a_pair_must_belong_together(tmp_path, capsys):
 
 def test_the_control_is_shown_with_its_base_model_only(tmp_path):
     base = write_pair(tmp_path)
-    assert list(with_control(*load_pair(tmp_path))) == ["base", "tuned"]
+    assert list(with_control(load_stages(tmp_path))) == ["base", "tuned"]
     shutil.copy(tmp_path / "sft.pt", tmp_path / "random.pt")
-    assert list(with_control(*load_pair(tmp_path))) == ["base", "tuned", "random"]
+    assert list(with_control(load_stages(tmp_path))) == ["base", "tuned", "random"]
     about = {"stage": "sft", "trained_on": {}, "base_sha256": "of another"}
     write(tmp_path / "random.pt", base.model, base.tokenizer, **about)
-    assert list(with_control(*load_pair(tmp_path))) == ["base", "tuned"]
+    assert list(with_control(load_stages(tmp_path))) == ["base", "tuned"]
 
 
 @pytest.mark.parametrize("blocks", [(8, 8), (64, 8), (8, 64)])
@@ -710,9 +710,9 @@ def test_a_validation_text_of_another_run_is_not_scored(stamp, tmp_path):
     size = str(val_path.stat().st_size).encode()
     val_path.with_suffix(".sha256").write_bytes(stamp.replace(b"{}", size))
     write_pair(tmp_path, base_about={"text_sha256": "of this text"})
-    assert "base" not in compare.compare(*load_pair(tmp_path))
+    assert "base" not in compare.compare(load_stages(tmp_path))
     val_path.with_suffix(".sha256").write_bytes(b"of this text " + size)
-    assert "val_bpb" in compare.compare(*load_pair(tmp_path))["base"]
+    assert "val_bpb" in compare.compare(load_stages(tmp_path))["base"]
 
 
 # -------------------------------------------------------------------------------------------------
@@ -740,7 +740,7 @@ EXAMPLE = {
 def test_side_by_side_fits_its_width():
     left = "A) one\nB) two\n\n" + "long " * 30
     for width in (70, 80, 100):
-        lines = side_by_side(left, "The answer is " + "short " * 20, width)
+        lines = side_by_side([left, "The answer is " + "short " * 20], width)
         assert all(len(line) <= width for line in lines)
         assert all(" | " in line + " " for line in lines)
         assert lines[0].startswith("A) one ") and "The answer" in lines[0]
@@ -823,11 +823,11 @@ def test_nothing_is_computed_for_nobody(small_world):
 
 def test_the_examples_suit_what_the_models_have_read(tmp_path):
     write_pair(tmp_path)
-    prompts = [e["prompt"] for e in compare.compare(*load_pair(tmp_path))["examples"]]
+    prompts = [e["prompt"] for e in compare.compare(load_stages(tmp_path))["examples"]]
     assert prompts == compare.GREETINGS
     write_pair(tmp_path, base_about={"trained_on": {"world": 1}}, examples=[])
-    prompts = [e["prompt"] for e in compare.compare(*load_pair(tmp_path))["examples"]]
+    prompts = [e["prompt"] for e in compare.compare(load_stages(tmp_path))["examples"]]
     assert prompts == compare.EXAMPLES
     write_pair(tmp_path, examples=["My own?"])
-    prompts = [e["prompt"] for e in compare.compare(*load_pair(tmp_path))["examples"]]
+    prompts = [e["prompt"] for e in compare.compare(load_stages(tmp_path))["examples"]]
     assert prompts == ["My own?"]

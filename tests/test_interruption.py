@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import common.run
+import dpo
 import pretrain
 import sft
 from common.messages import InputError
@@ -30,21 +31,27 @@ SIZES = (
 def stages(tmp_path):
     """{stage: (its main, its arguments without --out, the checkpoint it makes)}
 
-    A base model to tune is in base/.
+    A base model to tune is in base/, and a tuned model is in tuned/.
     """
-    text, talks = tmp_path / "text.txt", tmp_path / "talks.json"
+    text, talks, choices = (tmp_path / name for name in ("text.txt", "talks.json", "choices.json"))
     text.write_text(
         "Once upon a time there was a parrot that could not answer. " * 100, encoding="utf-8"
     )
     pairs = [{"prompt": f"Say {i}.", "response": f"I say {i}" + "!" * (i % 7)} for i in range(50)]
     talks.write_text(json.dumps(pairs), encoding="utf-8")
+    pairs = [{"prompt": p["prompt"], "chosen": p["response"], "rejected": "?"} for p in pairs]
+    choices.write_text(json.dumps(pairs), encoding="utf-8")
     pretraining = ["--data", str(text), *SIZES]
     pretrain.main([*pretraining, "--out", str(tmp_path / "base"), "--max_steps", "5"])
     base = tmp_path / "base" / "base.pt"
     tuning = ["--data", str(talks), "--base", str(base), "--batch_size", "8", "--device", "cpu"]
+    sft.main([*tuning, "--out", str(tmp_path / "tuned"), "--max_steps", "5"])
+    tuned = tmp_path / "tuned" / "sft.pt"
+    choosing = ["--data", str(choices), "--sft", str(tuned), "--batch_size", "8", "--device", "cpu"]
     return {
         "pretrain": (pretrain.main, pretraining, "base.pt"),
         "sft": (sft.main, tuning, "sft.pt"),
+        "dpo": (dpo.main, choosing, "dpo.pt"),
     }
 
 
@@ -67,7 +74,7 @@ def ctrl_c_at(monkeypatch, step):
     monkeypatch.setattr(pretrain, "micro_batches", micro_batches)
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo"])
 def test_ctrl_c_saves_and_resume_continues(stage, stages, tmp_path, monkeypatch, capsys):
     main, arguments, made = stages[stage]
     arguments += ["--max_steps", "35", "--eval_every", "10"]
@@ -93,7 +100,7 @@ def test_ctrl_c_saves_and_resume_continues(stage, stages, tmp_path, monkeypatch,
     assert 1000 < seconds[0] < seconds[1] < seconds[2] < seconds[3] < 2000
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo"])
 def test_ctrl_c_in_the_last_steps(stage, stages, tmp_path, monkeypatch, capsys):
     """The model is saved, and nothing else is done: sft.py doesn't compare."""
     main, arguments, made = stages[stage]
@@ -136,7 +143,7 @@ def test_a_folder_in_the_way_is_noticed_before_training(name, stages, tmp_path, 
     assert [path.name for path in (tmp_path / "a").iterdir()] == [name]  # nothing was written
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo"])
 def test_killed_is_not_lost(stage, stages, tmp_path):
     """kill -9 at random moments, also while the state is being saved. (long.py does 20 of them.)"""
     main, arguments, made = stages[stage]

@@ -18,7 +18,7 @@ from common.checkpoint import Checkpoint
 from common.conversation import token_by_token
 from common.files import read_log
 from common.page import box, curve, marks_around, page
-from common.pair import load_pair
+from common.stages import load_stages
 from data import Tokenizer
 from data.tokenizer import CAPS_LOCK, SHIFT, unmark_capitals
 from model import GPT, GPTConfig
@@ -50,7 +50,10 @@ SCORES = (
 )
 
 
-def a_page(text="text", paths=("out/base.pt", "out/sft.pt"), logs=LOGS, scores=SCORES):
+PATHS = {"base": "out/base.pt", "tuned": "out/sft.pt"}
+
+
+def a_page(text="text", paths=PATHS, logs=LOGS, scores=SCORES):
     """A page with this text in every place that can show text."""
     token = {"text": text, "supervised": True, "base": 1.5, "tuned": 0.5}
     talk = {"source": "A conversation." + text, "tokens": [*TOKENS[:-1], token, TOKENS[-1]]}
@@ -75,7 +78,7 @@ def words_of(html):
         "🦜↵ 9.50 0.75",
         "<|end|> 12.50 0.25",
         "12.3% 98.7%",
-        "3 supervised tokens, the mean loss was 7.83 nats before fine-tuning and is 0.50 after",
+        "3 supervised tokens, the mean loss in nats is 7.83 (base), 0.50 (tuned)",
     ],
 )
 def test_the_figures_are_those_that_were_given(part):
@@ -113,7 +116,7 @@ def test_an_axis_holds_its_values(values):
 
 def test_text_stays_text():
     logs = [("Pretraining", EVIL, []), ("Fine-tuning", EVIL, LOG)]
-    html = a_page(EVIL, paths=(f"/tmp/{EVIL}/base.pt", EVIL), logs=logs)
+    html = a_page(EVIL, paths={"base": f"/tmp/{EVIL}/base.pt", "tuned": EVIL}, logs=logs)
     assert EVIL in words_of(html)
     logs = [("Pretraining", "a", []), ("Fine-tuning", "b", LOG)]
     harmless = a_page(re.sub("[^ ]", "x", EVIL), logs=logs)
@@ -132,8 +135,8 @@ def test_what_is_missing_is_left_out(tmp_path):
     words = words_of(a_page(logs=logs, scores=None))
     assert f"no log of a finished run in  {log}" in words and "Fine-tuning , 30 steps" in words
     assert "questions" not in words
-    assert "Left out" in page(("a", "b"), [], {"source": "", "tokens": []}, [], None)
-    cut = page(("a", "b"), [], {"source": "", "tokens": TOKENS[:-1]}, [], None)
+    assert "Left out" in page(PATHS, [], {"source": "", "tokens": []}, [], None)
+    cut = page(PATHS, [], {"source": "", "tokens": TOKENS[:-1]}, [], None)
     assert "only the part that fits" in cut and "only the part that fits" not in a_page()
     odd = [
         5,
@@ -173,7 +176,8 @@ def test_losses_of_a_conversation():
         (talk["prompt"], talk["response"]),
         ("the cat?", "nods " * 30),
     ]
-    tokens = token_by_token(base, tuned, talks)
+    models = {"base": base, "tuned": tuned}
+    tokens = token_by_token(models, talks)
     row = sft.sft_data_collator([talk], tokenizer)
     assert [token["supervised"] for token in tokens] == (row["labels"][0] != -100).tolist()
     assert "\\xf0" in "".join(token["text"] for token in tokens)
@@ -182,8 +186,8 @@ def test_losses_of_a_conversation():
         losses = [token[name] for token in tokens if token["supervised"]]
         mean = checkpoint.model(row["input_ids"], row["labels"])[1].item()
         assert sum(losses) / len(losses) == pytest.approx(mean, rel=1e-5)
-    assert token_by_token(base, tuned, talks[:2]) == []
-    assert len(token_by_token(base, tuned, talks[3:])) == 24
+    assert token_by_token(models, talks[:2]) == []
+    assert len(token_by_token(models, talks[3:])) == 24
 
 
 def text_of(tokens):
@@ -216,7 +220,7 @@ def test_the_page_of_a_run(small_world, monkeypatch):
     # The example shown first is also the one we look at token by token.
     monkeypatch.setattr(compare, "EXAMPLES", [items[-1]["prompt"]])
     monkeypatch.setattr(compare, "score_all", lambda *arguments: {})  # it would take long
-    conversation = compare.compare(*load_pair(small_world))["conversation"]
+    conversation = compare.compare(load_stages(small_world))["conversation"]
     assert items[-1]["prompt"] in text_of(conversation["tokens"])
     assert "A held-out question" in conversation["source"]
 
@@ -337,7 +341,9 @@ def test_in_a_browser(which, width, browser, tmp_path, request):
     if which == "evil":
         path = tmp_path / "evil # page.html"
         logs = [("Pretraining", "/a" * 90, []), ("Fine-tuning", "b", LOG)]
-        path.write_text(a_page(EVIL + "w" * 300, ("/long" * 50, "b"), logs), encoding="utf-8")
+        path.write_text(
+            a_page(EVIL + "w" * 300, {"base": "/long" * 50, "tuned": "b"}, logs), encoding="utf-8"
+        )
     else:
         path = request.getfixturevalue("small_world") / "report.html"
     events = browser.open(path, width)

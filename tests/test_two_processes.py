@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
+import dpo
 import pretrain
 import sft
 from conftest import ROOT
@@ -139,7 +140,7 @@ def test_two_processes_end_with_exit_code_0(torchrun, text, tmp_path):
     assert (tmp_path / "out" / "base.pt").exists()
 
 
-def test_both_stages_on_two_processes(torchrun, text, tmp_path, monkeypatch):
+def test_all_stages_on_two_processes(torchrun, text, tmp_path, monkeypatch):
     """The loss stays within a thousandth of a nat of one process's over 50 steps.
 
     Batches that don't divide evenly lose nothing, and only one process writes.
@@ -147,6 +148,8 @@ def test_both_stages_on_two_processes(torchrun, text, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     talks = [{"prompt": f"Say {i}.", "response": f"I say {i}" + "!" * (i % 7)} for i in range(33)]
     (tmp_path / "talks.json").write_text(json.dumps(talks), encoding="utf-8")
+    pairs = [{"prompt": t["prompt"], "chosen": t["response"], "rejected": "?"} for t in talks]
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs), encoding="utf-8")
     one, two = tmp_path / "one", tmp_path / "two"
     common = "--max_steps 50 --eval_every 20 --device cpu".split()
     base = [*text, "--dropout", "0", *common, "--batch_size", "5"]
@@ -154,12 +157,16 @@ def test_both_stages_on_two_processes(torchrun, text, tmp_path, monkeypatch):
     tuned += ["--batch_size", "4"]  # 30 to train on: 7 batches of 4, and one of 2
     pretrain.main([*base, "--out", str(one)])
     sft.main([*tuned, "--out", str(one)])
+    chosen = ["--data", str(tmp_path / "pairs.json"), "--sft", str(one / "sft.pt"), *common]
+    chosen += ["--batch_size", "4"]
+    dpo.main([*chosen, "--out", str(one)])
     said = torchrun("pretrain.py", *base, "--out", str(two))
     assert said.count("Pretraining on cpu") == said.count("Held-out loss:") == 1
     assert torchrun("sft.py", *tuned, "--out", str(two)).count("BASE") == 1
+    assert torchrun("dpo.py", *chosen, "--out", str(two)).count("Next: ") == 1
 
     assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
-    for stage in ("pretrain", "sft"):
+    for stage in ("pretrain", "sft", "dpo"):
         logs = log_rows(one / f"{stage}.jsonl"), log_rows(two / f"{stage}.jsonl")
         assert len(logs[0]) == 5
         for row, other in zip(*logs, strict=True):

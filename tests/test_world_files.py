@@ -46,11 +46,12 @@ class Written:
     def __post_init__(self):
         talks = jsonl(self.folder / "sft.jsonl")
         messages = [message for talk in talks for message in talk["messages"]]
-        self.said = [message["content"] for message in messages]
-        self.asked = [m["content"] for m in messages if m["role"] != "assistant"]
+        self.items = {side: jsonl(self.folder / f"{side}.jsonl") for side in SIDES}
+        typed = [item["typed"] for item in self.items["train"] if "typed" in item]  # for dpo.py
+        self.said = [message["content"] for message in messages] + typed
+        self.asked = [m["content"] for m in messages if m["role"] != "assistant"] + typed
         self.runs, self.turns = runs(self.said), {normal(text) for text in self.asked}
         self.asked_runs = runs(self.asked)
-        self.items = {side: jsonl(self.folder / f"{side}.jsonl") for side in SIDES}
         self.tables = tables.load_tables()
         things = self.tables.free + self.tables.concepts
         self.sides = world.split_entities(self.tables.entities, things, self.seed)

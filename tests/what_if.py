@@ -133,7 +133,7 @@ def run(commands, folder, base, seed, options=None):
         _, program, *arguments = shlex.split(command)
         arguments = [a.replace("world.build(1)", f"world.build({seed})") for a in arguments]
         arguments = [str(base) if a == "out/base.pt" else a for a in arguments]
-        if program in ("pretrain.py", "sft.py"):
+        if program in ("pretrain.py", "sft.py", "dpo.py"):
             arguments += ["--seed", str(seed)]
         arguments += (options or {}).get(program, [])
         command = [sys.executable, program, *arguments]
@@ -164,7 +164,7 @@ def figures(folder, base, seed):
             stopped and scorer.answered(item, text)
             for item, (text, stopped) in zip(items, said, strict=True)
         ]
-        terse = [is_terse(item, text) for item, text in zip(items, texts, strict=True)]
+        terse = [world.is_terse(item, text) for item, text in zip(items, texts, strict=True)]
         from_tables = [t for item, t in zip(items, terse, strict=True) if item["kind"] == "fact"]
         right_if_terse = [r for r, t in zip(right, terse, strict=True) if t]
         found[f"terse {temperature}"] = share(from_tables)
@@ -175,13 +175,6 @@ def figures(folder, base, seed):
             first = [scorer.answered(item, text.split("\n")[0]) for item, text in pairs]
             found["first_line"] = share(first)
     return {column: found[key] for column, key in COLUMNS.items()}
-
-
-def is_terse(item, text):
-    """Whether an answer to a question from the tables leaves out its subject. "I don't know" isn't
-    terse."""
-    named = world.pattern_of([world.bare(item["name"])]).search(text)
-    return item["kind"] == "fact" and not named and not world.refuses(text)
 
 
 def answer(folder, prompt):

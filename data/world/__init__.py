@@ -26,8 +26,14 @@ from common.files import writing
 from data.world import tables, talks
 from data.world.exchanges import Asker
 from data.world.names import bare, pattern_of
-from data.world.questions import questions_about, read_questions, read_smalltalk
-from data.world.scorer import OPTIONS, QUIZ, Scorer, refuses
+from data.world.questions import (
+    held_out_finder,
+    questions_about,
+    read_questions,
+    read_smalltalk,
+    with_typed,
+)
+from data.world.scorer import OPTIONS, QUIZ, Scorer, is_terse, refuses
 from data.world.split import PROMPTS, SEASONS, split_entities
 from data.world.tables import load_facts, load_smalltalk
 from data.world.talks import conversations, held_out_texts
@@ -44,6 +50,8 @@ __all__ = [
     "bare",
     "build",
     "fill",
+    "held_out_finder",
+    "is_terse",
     "load_facts",
     "load_smalltalk",
     "load_wordings",
@@ -89,7 +97,8 @@ def build(seed):
         "corpus": corpus,
         "val": val[: len(val) // 8],  # the same facts in other words; part of a round is enough
         "sft": conversations(tutor, sum(names, []), held_out_texts(held_out, made.frames)),
-        **{side: questions(side) for side in ("train", "dev", "test")},
+        "train": with_typed(questions("train"), tutor, tutor.strangers.asked),
+        **{side: questions(side) for side in ("dev", "test")},
         "smalltalk": smalltalk,
     }
 

@@ -5,6 +5,7 @@ The questions that we ask the models. We write them to files, and you may edit t
     prompt          a wording that fine-tuning uses, too
     response        the answer we expect
     unseen          a wording that fine-tuning never uses (not for free questions)
+    typed           the prompt as somebody might type it (in train.jsonl, for preference pairs)
     faq, cloze      for the base model: "Q: ...?\\nA:" and "The capital of Kenya is"
     name            the entity, or the free question itself
     accept          the right values, if there is a table; any of them will do
@@ -16,15 +17,16 @@ The questions that we ask the models. We write them to files, and you may edit t
 
 from common.files import read_json
 from common.messages import InputError
-from data.world.names import pattern_of
+from data.world.names import bare, pattern_of
 from data.world.scorer import Scorer
-from data.world.tables import FORMS, STYLE
+from data.world.strangers import Strangers
+from data.world.tables import FORMS, STYLE, load_facts
 from data.world.texts import in_style
 
 MEND = "fix the line, or run python pretrain.py again"
 KINDS = ("fact", "free", "style", "concept", "unknown")
 STYLE_SHARE = 0.3  # of the facts, which we also ask for in a style
-UNKNOWN = 200  # questions that the model can't answer
+UNKNOWN = 0.7  # questions that the model can't answer, for each fact
 
 
 def questions_about(asker, hidden):
@@ -50,7 +52,7 @@ def questions_about(asker, hidden):
                     "texts": concept.texts,
                 }
             )
-    for _ in range(UNKNOWN if asker.facts else 0):
+    for _ in range(int(UNKNOWN * len(asker.facts))):
         exchange = asker.unknowable()
         items.append(
             {
@@ -61,6 +63,20 @@ def questions_about(asker, hidden):
                 "name": "unknown",
             }
         )
+    return items
+
+
+def with_typed(items, writer, asked):
+    """The same questions. Facts, free and unknown ones also have a "typed" prompt.
+
+    asked(text) says whether a stranger asked it: such a question has none.
+    """
+    for item in items:
+        if item["kind"] in ("fact", "free", "unknown"):
+            name = item["name"] if item["kind"] == "fact" else ""
+            typed = writer.type_out(item["prompt"], name)
+            if not asked(typed):
+                item["typed"] = typed
     return items
 
 
@@ -139,7 +155,8 @@ def read_questions(path):
             raise InputError(where, f'"kind" is {kind!r:.20}', f"choose from {', '.join(KINDS)}")
         if kind == "fact" and "keys" in item:  # somebody made a free question out of a fact's line
             kind = item["kind"] = "free"
-        check_texts(where, item, NEEDS[kind] + ["unseen"] * ("unseen" in item))
+        more = [key for key in ("unseen", "typed") if key in item]
+        check_texts(where, item, NEEDS[kind] + more)
         if kind == "free":
             check_free(where, item)
         elif kind == "concept":
@@ -157,6 +174,27 @@ def read_questions(path):
                 raise InputError(where, what, MEND)
         items.append(item)
     return items
+
+
+def held_out_finder(folder):
+    """A function that says whether a text mentions what is held out.
+
+    That is an entity of dev.jsonl or test.jsonl, or an answer or explanation in full.
+    """
+    names, texts = set(), []
+    for side in ("dev", "test"):
+        for item in read_questions(folder / f"{side}.jsonl"):
+            if item["kind"] == "fact":
+                names.add(item["name"])
+            elif item["kind"] == "free":
+                texts.append(item["response"])
+            elif item["kind"] == "concept":
+                texts += item["texts"].values()
+    for entity in load_facts()[0]:
+        if entity.name in names:
+            names.update(entity.names)
+    pattern, in_full = pattern_of(map(bare, sorted(names))), Strangers(texts)
+    return lambda text: bool(pattern.search(text)) or in_full.asked(text)
 
 
 def check_free(where, item):

@@ -14,6 +14,7 @@ REFUSAL = re.compile(
     re.IGNORECASE,
 )
 PLACE = re.compile(r"\{(value|answer|ANSWER)\}")  # where a style has the answer
+TERSE = 2  # words that a terse answer may have besides the value: "It is Nairobi."
 QUIZ = ("different", "of_kind", "has_right", "consistent")  # what Scorer.quiz() looks at
 
 
@@ -75,6 +76,18 @@ class Scorer:
         one_sentence = inside.endswith(".") and not re.search(r"[.!] ", words)
         return one_sentence and len(inside.split()) > 3 and self.right(item, inside)
 
+    def grade(self, item, text):
+        """How good an answer is: 3 is right and whole, 2 right but terse, 0 wrong.
+
+        1 is "I don't know" to a question with an answer: not helpful, but not false either.
+        """
+        if not self.answered(item, text):
+            return int(refuses(text))
+        if not is_terse(item, text):
+            return 3
+        names_another = len(text.split()) > TERSE + max(len(v.split()) for v in item["accept"])
+        return 0 if names_another else 2
+
     def knows(self, item, text):
         """Whether a cloze ("The capital of France is") continues with the right value."""
         if item["kind"] == "free":
@@ -104,6 +117,12 @@ class Scorer:
             "has_right": whole and right,
             "consistent": whole and answer is not None and answer.groups() in options,
         }
+
+
+def is_terse(item, text):
+    """Whether an answer to a question from the tables leaves out its subject."""
+    named = pattern_of([bare(item["name"])]).search(text)
+    return item["kind"] == "fact" and not named and not refuses(text)
 
 
 def refuses(text):

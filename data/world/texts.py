@@ -175,11 +175,14 @@ class Writer:
 
     def typed(self, exchange):
         """The question of an exchange as somebody might type it."""
+        return self.type_out(exchange.question, exchange.fact.name if exchange.fact else "")
+
+    def type_out(self, question, name=""):
+        """A question as somebody might type it. name: what it is about."""
         if self.rng.random() > self.noise:
-            return exchange.question
-        name = bare(exchange.fact.name) if exchange.fact else ""
+            return question
         chatter = self.tables.chatter
-        return as_typed(exchange.question, self.rng, chatter["before"], chatter["after"], name)
+        return as_typed(question, self.rng, chatter["before"], chatter["after"], bare(name))
 
     def dialogue(self, exchanges, style=False):
         rng = self.rng

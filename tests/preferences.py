@@ -1,0 +1,180 @@
+"""
+Repeat the experiments of the README's chapter on preferences and print their figures.
+
+    python tests/preferences.py                      # all of them, seeds 1, 2 and 3
+    python tests/preferences.py terse --seeds 1      # one of: knows, beta, terse
+    python tests/preferences.py --out FOLDER         # use FOLDER/S/base.pt and sft.pt if they exist
+
+knows   the tuned model, dpo.py, and the opponent: the same steps of plain fine-tuning on the chosen
+        answers. Does each model know what it knows?
+beta    the same pairs with beta over a factor of a hundred, and with a likelihood term
+terse   a model that was fine-tuned on half terse, half whole answers; then with the whole ones
+        preferred, and the other way round
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+
+from common.checkpoint import read_checkpoint
+from common.completion import complete
+from common.evaluation import text_loss
+from common.scores import ANSWER, of_kinds, score_strangers, write_own_pairs
+from data import world
+from data.text import open_tokens
+from dpo import DPOConfig
+from what_if import ROOT, changed_copy, experiments, row, run
+
+BETAS = (0.03, 0.3, 1, 3)
+OPPONENT = "--beta 1e-6 --likelihood 1"  # the preferences vanish, and only the imitation is left
+DRAWS = 2  # how often we sample each answer at temperature 1
+KNOWN, UNKNOWN = ("right", "terse", "wrong", "refused"), ("refused", "answered")
+
+
+def figures(path, folder):
+    """What a model says to the test questions: {column: number}.
+
+    path: the model. folder: of its base model. Of the questions with an answer, in both wordings:
+    the share that it answers rightly, tersely (right or wrong), wrongly, or refuses. Of those that
+    it can't answer: the share that it refuses or answers. errors counts what should be otherwise.
+    """
+    checkpoint = read_checkpoint(path)
+    model, tokenizer, scorer = checkpoint.model, checkpoint.tokenizer, world.Scorer()
+    items = world.read_questions(folder / "world" / "test.jsonl")
+    asked = [
+        (item, item[key])
+        for item in of_kinds(items, "fact", "free", "unknown")
+        for key in ("prompt", "unseen")
+        if key in item
+    ]
+    prompts, found = [prompt for _, prompt in asked], {}
+    for temperature, draws in ((0, 1), (1, DRAWS)):
+        counts = {"known": [], "unknown": []}
+        for draw in range(draws):
+            torch.manual_seed(draw)
+            answers = complete(model, tokenizer, prompts, True, ANSWER, temperature)
+            for (item, _), (text, stopped) in zip(asked, answers, strict=True):
+                right = stopped and scorer.answered(item, text)
+                refused, terse = world.refuses(text), world.is_terse(item, text)
+                if item["kind"] == "unknown":
+                    counts["unknown"].append((right, not right))
+                else:
+                    counts["known"].append((right, terse, not right and not refused, refused))
+        for kind, names in (("known", KNOWN), ("unknown", UNKNOWN)):
+            columns = zip(*counts[kind], strict=True)
+            for name, flags in zip(names, columns, strict=True):
+                found[f"{kind} {name} {temperature}"] = 100 * sum(flags) / len(flags)
+        wrong = sum(flags[2] or flags[3] for flags in counts["known"])
+        wrong += sum(answered for _, answered in counts["unknown"])
+        found[f"errors {temperature}"] = wrong / draws
+    strangers = score_strangers(checkpoint)
+    found["strangers"] = 100 * strangers["in all"]
+    found["strangers refused"] = 100 * strangers["refuses"]
+    found["bits per byte"] = text_loss(
+        model, open_tokens(folder / "val.bin", tokenizer), tokenizer
+    )[1]
+    log = path.with_suffix(".jsonl")
+    last = json.loads(log.read_text(encoding="utf-8").splitlines()[-1]) if log.exists() else {}
+    for key in ("told_apart", "margin", "chosen", "rejected", "seconds"):
+        found[key] = last.get(key, float("nan"))
+    return found
+
+
+def tune(out, tuned, base, seed, options=""):
+    """Run dpo.py from a tuned model, and write to a folder. Returns the path of dpo.pt."""
+    if not (out / "dpo.pt").exists():
+        run([f"python dpo.py --sft {tuned} --out {out} {options}"], ROOT, base, seed)
+    return out / "dpo.pt"
+
+
+def knows(folder, seed):
+    base, tuned = folder / "base.pt", folder / "sft.pt"
+    yield "tuned", tuned
+    yield "dpo", tune(folder / "dpo", tuned, base, seed)
+    pairs = f"--data {folder / 'dpo' / 'world' / 'pairs.jsonl'} "
+    yield "opponent", tune(folder / "opponent", tuned, base, seed, pairs + OPPONENT)
+
+
+def beta(folder, seed):
+    base, tuned = folder / "base.pt", folder / "sft.pt"
+    tune(folder / "dpo", tuned, base, seed)
+    pairs = f"--data {folder / 'dpo' / 'world' / 'pairs.jsonl'} "
+    for value in BETAS:
+        options = f"{pairs} --beta {value}"
+        out = folder / ("dpo" if value == DPOConfig.beta else f"beta_{value}")
+        yield f"beta {value}", tune(out, tuned, base, seed, options)
+    for value in (0.1, 1):
+        options = f"{pairs} --likelihood {value}"
+        yield f"likelihood {value}", tune(folder / f"likely_{value}", tuned, base, seed, options)
+
+
+def terse(folder, seed):
+    base, copy = folder / "base.pt", folder / "terse"
+    tuned = copy / "out" / "terse" / "sft.pt"
+    if not tuned.exists():
+        diff, commands = experiments()["terse"]
+        changed_copy(diff, copy)
+        run(commands, copy, base, seed)
+    yield "half terse", tuned
+    yield "whole preferred", tune(folder / "whole", tuned, base, seed)
+    pairs = folder / "tersely" / "pairs.jsonl"
+    prefer_terse(read_checkpoint(tuned), folder / "world", pairs, seed)
+    yield "terse preferred", tune(folder / "tersely", tuned, base, seed, f"--data {pairs}")
+    pairs = f"--data {folder / 'whole' / 'world' / 'pairs.jsonl'} "
+    yield "opponent", tune(folder / "whole_opponent", tuned, base, seed, pairs + OPPONENT)
+
+
+def prefer_terse(tuned, world_folder, path, seed):
+    """Write pairs in which a right terse answer beats a right whole one."""
+    grade = world.Scorer.grade
+    world.Scorer.grade = lambda *args: {2: 3, 3: 2}.get(found := grade(*args), found)
+    try:
+        write_own_pairs(tuned, world_folder, path, seed)
+    finally:
+        world.Scorer.grade = grade
+
+
+def parse_arguments():
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="knows, beta, terse")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    out = ROOT / "out" / "preferences"
+    parser.add_argument("--out", type=Path, default=out, metavar="FOLDER")
+    args = parser.parse_args()
+    if unknown := set(args.names) - {"knows", "beta", "terse"}:
+        parser.error(f"no experiment is called {', '.join(unknown)}")
+    return args
+
+
+def main():
+    args = parse_arguments()
+    measured = {}
+    for seed in args.seeds:
+        folder = args.out.resolve() / str(seed)
+        for program, made in (("pretrain.py", "base.pt"), ("sft.py", "sft.pt")):
+            if not (folder / made).exists():
+                print(f"seed {seed}: {program}", file=sys.stderr)
+                run([f"python {program} --out {folder}"], ROOT, folder / "base.pt", seed)
+        for experiment in (knows, beta, terse):
+            if args.names and experiment.__name__ not in args.names:
+                continue
+            for name, path in experiment(folder, seed):
+                found = figures(path, folder)
+                if not measured:
+                    row("", "seed", *found)
+                    row(*["---"] * (len(found) + 2))
+                measured.setdefault((experiment.__name__, name), []).append(found)
+                row(name, str(seed), *(f"{value:.2f}" for value in found.values()))
+    for (_, name), runs in measured.items():
+        means = [sum(found[key] for found in runs) / len(runs) for key in runs[0]]
+        row(name, "mean", *(f"{mean:.2f}" for mean in means))
+
+
+if __name__ == "__main__":
+    main()
