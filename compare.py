@@ -1,14 +1,15 @@
 """
-Look at what you trained: the base model beside the tuned one.
+Look at what you trained: the models side by side.
 
-    python compare.py           # held-out scores, prompts with both completions, and an HTML page
-    python compare.py --ask "What is the capital of Kenya?"      # ask both models once
-    python compare.py --chat    # talk to the tuned model
+    python compare.py           # held-out scores, prompts with all completions, and an HTML page
+    python compare.py --ask "What is the capital of Kenya?"      # ask all models once
+    python compare.py --chat    # talk to the latest model: of dpo.py, or else of sft.py
+    python compare.py --chat --stage sft                         # talk to the tuned model
     python compare.py --chat --system "Talk like a pirate."      # in another style
 
 The base model has only read plain text. The tuned model has also learned to answer, from questions
-about four fifths of the entities. Here we ask about the others. Fine-tuning never mentioned them,
-so anything the tuned model knows about them came from pretraining.
+about four fifths of the entities. The pairs of dpo.py are about the same ones. Here we ask about
+the others. Nothing after pretraining mentioned them, so the models know them from there.
 """
 
 import os
@@ -135,7 +136,8 @@ def show(models, out, side="test"):
     options = f"{more} --base {base.path}" if base.path != find_base(tuned) else more
     print(f"Next, talk to it: python compare.py --chat{options}")
     if "dpo" not in models:
-        print(f"Or teach it which answers are better: python dpo.py{more}")
+        pairs = "" if table else " --data YOUR_PAIRS"
+        print(f"Or teach it which answers are better: python dpo.py{more}{pairs}")
 
 
 # -------------------------------------------------------------------------------------------------
@@ -200,7 +202,7 @@ def parse_arguments(argv):
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--ask", metavar="PROMPT", help="ask all models once")
     mode.add_argument("--chat", action="store_true", help="talk to the latest model")
-    what = "with --ask and --chat: the latest model to ask (default: dpo, if there is one)"
+    what = "the latest stage to look at (default: dpo, if there is one)"
     option("--stage", choices=("sft", "dpo"), help=what)
     what = 'with --ask and --chat: a style, such as "Answer in one word."'
     option("--system", default="", metavar="TEXT", help=what)
@@ -229,11 +231,7 @@ def parse_arguments(argv):
 def main(argv=None):
     args = parse_arguments(argv)
     keep_freed_memory()
-    models = load_stages(args.out, args.base, pick_device(args.device))
-    if args.stage == "dpo" and "dpo" not in models:
-        raise InputError("--stage", f"{args.out} has no dpo.pt of its sft.pt", "run python dpo.py")
-    if args.stage == "sft":
-        models.pop("dpo", None)
+    models = load_stages(args.out, args.base, pick_device(args.device), args.stage)
     torch.seed()  # sample something else every time
     sampling = dict(max_new_tokens=args.length, temperature=args.temperature, top_k=args.top_k)
     if args.ask is not None:  # to the base model, a system message is just the first line

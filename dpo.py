@@ -47,7 +47,7 @@ from sft import encode
 @dataclass
 class DPOConfig(TrainConfig):
     sft: str = setting("", "checkpoint to start from (default: OUT/sft.pt)", metavar="FILE")
-    beta: float = setting(1.0, "how much a gain in log-probability counts", 1e-6)
+    beta: float = setting(1.0, "higher stays closer to the tuned model", 1e-6)
     likelihood: float = setting(0.0, "weight of -log p(chosen), added to the loss")
     batch_size: int = setting(32, "pairs in one optimizer step", 1, 10**6)
     max_steps: int = setting(150, "optimizer steps")
@@ -56,7 +56,7 @@ class DPOConfig(TrainConfig):
     eval_every: int = setting(10, "steps between validations; they fall on multiples of 10")
 
 
-def as_messages(example, key):
+def conversation(example, key):
     """The conversation that ends with the chosen or the rejected answer. key: which of the two.
 
     example: {"prompt", "chosen", "rejected"}, each a text or a list of messages. A list of several
@@ -76,13 +76,13 @@ def as_messages(example, key):
 
 
 def encode_pair(example, tokenizer, block_size):
-    """A pair as [chosen, rejected], each {"input_ids", "labels"}, or None if one is too long.
+    """A pair as [chosen, rejected], each {"input_ids", "labels"}, or None if either is too long.
 
     Only the last answer has labels. Raises ValueError if malformed, or if the two are the same.
     """
     rows, prompts = [], []
     for key in ("chosen", "rejected"):
-        row = encode({"messages": as_messages(example, key)}, tokenizer)
+        row = encode({"messages": conversation(example, key)}, tokenizer)
         ids, labels = row["input_ids"], row["labels"]
         start = len(ids) - ids[::-1].index(tokenizer.assistant)  # where the last answer starts
         labels[:start] = [IGNORE_INDEX] * start
@@ -98,7 +98,7 @@ def encode_pair(example, tokenizer, block_size):
 
 
 def dpo_data_collator(batch, tokenizer):
-    """Turn pairs from encode_pair() into a batch. In its second dimension, 0 is the chosen one.
+    """Turn pairs from encode_pair() into a batch. Along dimension 1, 0 is the chosen one.
 
     Returns {"input_ids", "labels"}, (B, 2, T) int64 each, padded as in fine-tuning.
     """
@@ -119,7 +119,7 @@ class Chooser(GPT):
     def log_probs(self, input_ids, labels):
         """The log-probability of each answer, (B, 2), in nats. Arguments: (B, 2, T) int64."""
         input_ids, labels = input_ids.flatten(0, 1), labels.flatten(0, 1)  # (2B, T)
-        # In bfloat16, rounding would move a sum further than a step of training does.
+        # bfloat16 would round a sum by more than a training step moves it.
         with torch.autocast(input_ids.device.type, enabled=False):
             logits, _ = super().forward(input_ids, labels)  # (N, V)
         rows, places = (labels[:, 1:] != IGNORE_INDEX).nonzero(as_tuple=True)  # of the N targets
@@ -127,12 +127,14 @@ class Chooser(GPT):
         sums = losses.new_zeros(len(labels)).index_add(0, rows, losses)  # a sum, not a mean
         return -sums.view(-1, 2)
 
-    def forward(self, input_ids, labels, reference):
-        """reference: (B, 2), log_probs() before training. Returns margins, (B,), and mean loss."""
-        log_p = self.log_probs(input_ids, labels)  # (B, 2)
-        chosen, rejected = (log_p - reference).unbind(dim=1)  # (B,) each: what they have gained
+    def preference(self, log_p, reference):
+        """Arguments: log_probs() now and before training. Returns margins, (B,), and mean loss."""
+        chosen, rejected = (log_p - reference).unbind(dim=1)  # (B,) each: nats gained since then
         margins = self.beta * (chosen - rejected)
         return margins, (-F.logsigmoid(margins) - self.likelihood * log_p[:, 0]).mean()
+
+    def forward(self, input_ids, labels, reference):
+        return self.preference(self.log_probs(input_ids, labels), reference)
 
 
 def read_pairs(path, tokenizer, block_size):
@@ -160,9 +162,10 @@ def read_pairs(path, tokenizer, block_size):
 def log_probs_of(model, pairs, tokenizer):
     """The log-probabilities of all answers, (len(pairs), 2) float32 on the CPU."""
     found, device = [torch.empty(0, 2)], model.embed.weight.device
-    for i in range(0, len(pairs), 64):
-        batch = dpo_data_collator(pairs[i : i + 64], tokenizer)
-        found.append(model.log_probs(*(rows.to(device) for rows in batch.values())).cpu())
+    n = max(1, 8192 // model.config.block_size)  # pairs at a time
+    for i in range(0, len(pairs), n):
+        batch = dpo_data_collator(pairs[i : i + n], tokenizer)
+        found.append(model.log_probs(**{k: v.to(device) for k, v in batch.items()}).cpu())
     return torch.cat(found)
 
 
@@ -178,8 +181,9 @@ def main(argv=None):
 
     tuned = read_tuned(config.sft or out / "sft.pt", device)
     tokenizer, path = tuned.tokenizer, Path(args.data or out / "world" / "pairs.jsonl")
-    if not args.data and not config.resume and rank == 0:
-        write_own_pairs(tuned, world_behind(tuned), path, config.seed)
+    folder = None if args.data or config.resume else world_behind(tuned)
+    if folder and rank == 0:
+        write_own_pairs(tuned, folder, path, config.seed)
     if world_size > 1:
         dist.barrier()  # wait for the file
     model = Chooser(dataclasses.replace(tuned.model.config, dropout=0.0)).to(device)
@@ -188,12 +192,11 @@ def main(argv=None):
     pairs, held_out = hold_out(read_pairs(path, tokenizer, model.config.block_size), config.seed)
     data_sha256 = hashlib.sha256(json.dumps([pairs, held_out]).encode()).hexdigest()
     run = Run(config, "dpo", "dpo.pt", dict(data_sha256=data_sha256, sft_sha256=tuned.sha256))
-    run.claim_files([path, tuned.path], ["comparison.json", "report.html"])
+    run.claim_files([path, tuned.path], [])
     say(f"Tuning {tuned.path} on {len(pairs):,} pairs of {path}. Three of them:")
     show_pairs(pairs[:3], tokenizer)
-    n, steps = min(config.batch_size, len(pairs)), config.max_steps
-    times = steps * n / len(pairs)
-    say(f"\nOn {device}: {steps} steps of {n} pairs, each read about {times:.1f} times.")
+    times = config.max_steps * min(config.batch_size / len(pairs), 1)
+    say(f"\nOn {device}: {config.max_steps} steps, each pair read about {times:.1f} times.")
     reference, before = (log_probs_of(model, p, tokenizer) for p in (pairs, held_out))
     lengths = [max(len(row["input_ids"]) for row in pair) for pair in pairs]
     indices = similar_lengths(lengths, config.batch_size, config.seed)
@@ -204,19 +207,16 @@ def main(argv=None):
 
     def evaluate(model):
         now = log_probs_of(model, held_out, tokenizer)
-        margins = config.beta * (now - before) @ torch.tensor([1.0, -1.0])
-        return {
-            "val_loss": -F.logsigmoid(margins).mean().item(),
-            "margin": margins.mean().item(),
-            "told_apart": (margins > 0).float().mean().item(),
-            "chosen": now[:, 0].mean().item(),
-            "rejected": now[:, 1].mean().item(),
-        }
+        margins, loss = model.preference(now, before)
+        row = dict(val_loss=loss, margin=margins.mean(), told_apart=(margins > 0).float().mean())
+        row["chosen"], row["rejected"] = now.mean(dim=0)
+        return {key: value.item() for key, value in row.items()}
 
     last = train(model, batches, config, run, evaluate if held_out else None)
     if rank > 0:
         return
-    about = {key: tuned.about.get(key) for key in ("base", "base_sha256", "trained_on", "examples")}
+    about = {key: tuned.about.get(key) for key in ("base", "base_sha256", "examples")}
+    about["trained_on"] = {**tuned.about["trained_on"], "pairs": str(path)}
     run.finish(tokenizer, stage="dpo", sft=str(tuned.path), **about)
     say(f"\nSaved as {run.path} ({clock(run.elapsed())}).")
     if held_out:

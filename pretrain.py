@@ -38,7 +38,7 @@ from model import GPTConfig
 
 @dataclass
 class TrainConfig:
-    """What both stages need to know. Each field is an option of the command line."""
+    """What all stages need to know. Each field is an option of the command line."""
 
     out: str = setting("out", "folder to write everything to", metavar="FOLDER")
     device: str = setting("auto", "cuda, mps or cpu; auto takes the first one available")
@@ -90,8 +90,8 @@ def train(model, batches, config, run, evaluate=None):
 
     batches(step) is the step's whole batch, {"input_ids", "labels"}, (B, T) int64 each: a pure
     function of the step, so a run can resume exactly. model(**batch) returns (logits, loss): a row
-    of logits for each target, and the mean loss. evaluate(model) returns a dict for the log, every
-    config.eval_every steps and at the end. Returns the last line of the log.
+    per target (in dpo.py, per pair), and the mean loss. evaluate(model) returns a dict for the log,
+    every config.eval_every steps and at the end. Returns the last line of the log.
     """
     optimizers = make_optimizers(model, config)
     model.train()

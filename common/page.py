@@ -177,7 +177,7 @@ def curve(title, path, rows):
         return f"{offset + BOTTOM - (BOTTOM - TOP) * math.log(value / marks[0]) / height:.1f}"
 
     drawn = [
-        '<text x="0" y="11">loss, nats per token (logarithmic)</text>',
+        '<text x="0" y="11">loss, nats (logarithmic)</text>',
         f'<text x="{RIGHT}" y="248" text-anchor="end">optimizer steps</text>',
     ]
     for mark in marks:

@@ -1,5 +1,5 @@
 """
-What the terminal shows: completions, masks, and the table of scores.
+What the terminal shows: completions, masks, pairs, and the table of scores.
 
 Text from a file, a person or a model goes through readable() before it is printed.
 """
@@ -16,7 +16,7 @@ from data.tokenizer import CAPS_LOCK, SHIFT
 from model import IGNORE_INDEX
 
 WIDEST = 100  # columns; longer lines are hard to read
-NARROW = 70  # columns; below this, two texts don't fit next to each other
+NARROW = 70  # columns; below this, texts don't fit next to each other
 
 
 def terminal_width():
@@ -97,15 +97,15 @@ def show_pairs(pairs, tokenizer):
     """Print pairs of answers. pairs: [chosen, rejected], each {"input_ids", "labels"}."""
     width = terminal_width()
     for chosen, rejected in pairs:
-        start = chosen["labels"].count(IGNORE_INDEX)  # of the answers: before, the two are alike
+        start = chosen["labels"].count(IGNORE_INDEX)  # where the answers start
         prompt = tokenizer.decode(chosen["input_ids"][1 : start - 2])
         for label, text in (
             ("", prompt),
             ("  chosen    ", tokenizer.decode(chosen["input_ids"][start:-1])),
             ("  rejected  ", tokenizer.decode(rejected["input_ids"][start:-1])),
         ):
-            lines = wrap(label + readable(text.strip()), width)
-            say(("\n" if not label else "") + "\n            ".join(lines))
+            lines = wrap(readable(text.strip()), width - len(label))
+            say(("" if label else "\n") + label + ("\n" + " " * len(label)).join(lines))
 
 
 def show_preference(row, chosen, rejected):
@@ -113,7 +113,8 @@ def show_preference(row, chosen, rejected):
 
     row: the last one of its log. chosen, rejected: their mean log-probabilities before, in nats.
     """
-    say(f"It tells {row['told_apart']:.0%} of the held-out pairs apart. Their log-probabilities:")
+    say(f"In {row['told_apart']:.0%} of the held-out pairs, the chosen answer gained on the other.")
+    say("Their mean log-probabilities:")
     for key, before in (("chosen", chosen), ("rejected", rejected)):
         say(f"  {key:8} {before:8.2f} nats before, now {row[key]:.2f}")
 

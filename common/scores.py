@@ -1,5 +1,5 @@
 """
-The scores of models on the embedded world: what compare.py shows in its tables.
+Scores of models on the embedded world, for compare.py, and pairs of their own answers, for dpo.py.
 """
 
 import json
@@ -134,32 +134,40 @@ def score_all(models, questions, folder, progress):
     return scores
 
 
-def write_own_pairs(tuned, folder, path, seed):
+def write_own_pairs(tuned, folder, path, seed, grade=None):
     """Write pairs of a better and a worse answer to one question, both by the model itself.
 
     folder: of the embedded world. We sample several answers to each train question at temperature
-    1, and the scorer grades them. We drop those that mention what is held out. If the others aren't
-    all equally good, we pair the best with the worst. Raises InputError if no pair is found.
+    1, and grade them: see Scorer.grade(). We drop answers that don't end or that mention what is
+    held out. If the grades of the others differ, we pair the best with the worst. Raises InputError
+    if there is no pair.
     """
     questions = world.read_questions(folder / "train.jsonl")
     questions = [question for question in questions if "typed" in question]
-    held_out = world.held_out_finder(folder)
-    prompts, scorer = [question["typed"] for question in questions], world.Scorer()
-    graded, progress = [set() for _ in questions], Progress("sampling answers", SAMPLES)
+    if not questions:
+        todo = "run python pretrain.py again"
+        raise InputError(folder / "train.jsonl", 'no question has a "typed" prompt', todo)
+    if path.exists():
+        print(f"Replacing {path}. (To train on it as it is, use --data {path}.)")
+    held_out, grade = world.held_out_finder(folder), grade or world.Scorer().grade
+    prompts = [question["typed"] for question in questions]
+    graded, progress = [{} for _ in questions], Progress("sampling answers", SAMPLES)
     torch.manual_seed(seed)
-    for n in range(1, SAMPLES + 1):
-        answers = complete(tuned.model, tuned.tokenizer, prompts, temperature=1.0)
+    for n in range(SAMPLES):
+        progress.update(n, f"{len(prompts):,} questions")
+        answers = complete(tuned.model, tuned.tokenizer, prompts, True, ANSWER, temperature=1.0)
         for found, question, (text, stopped) in zip(graded, questions, answers, strict=True):
-            if text.strip() and not held_out(text):
-                found.add((scorer.grade(question, text) if stopped else 0, text))
-        progress.update(n, f"{n * len(prompts):,} answers")
+            if stopped and text.strip() and not held_out(text):
+                found[text] = grade(question, text)
+    progress.update(SAMPLES, "done")
     lines = []
     for prompt, found in zip(prompts, graded, strict=True):
-        if found and max(found)[0] > min(found)[0]:
-            pair = {"prompt": prompt, "chosen": max(found)[1], "rejected": min(found)[1]}
+        if len(set(found.values())) > 1:
+            pair = {"prompt": prompt, "chosen": max(found, key=found.get)}
+            pair["rejected"] = min(found, key=found.get)
             lines.append(json.dumps(pair, ensure_ascii=False) + "\n")
     if not lines:
-        what = "all answers to a question are equally good"
+        what = "no question got both a better and a worse answer"
         raise InputError(tuned.path, what, "give your own pairs: --data FILE")
     with writing(path, "w") as file:
         file.writelines(lines)

@@ -8,20 +8,23 @@ from common.checkpoint import read_checkpoint, world_of
 from common.messages import InputError
 
 
-def load_stages(out, base_path=None, device="cpu"):
+def load_stages(out, base_path=None, device="cpu", stage=None):
     """Read the models in a folder: {"base", "tuned", "dpo"}, all Checkpoints.
 
-    "dpo" is missing if there is no dpo.pt, or if it was made from another sft.pt. base_path: of the
-    base model, if it moved. A model that isn't in the folder may be where the next stage read it.
-    Raises InputError if the base or the tuned model is missing, or if they don't belong together.
+    "dpo" is missing if there is no dpo.pt, if it was made from another sft.pt, or if stage is
+    "sft". base_path: the base model, if it moved. If a model is missing, we look where the next
+    stage read it. Raises InputError if we can't find it, or if they don't belong together.
     """
     tuned_path, dpo_path, preferred = Path(out) / "sft.pt", Path(out) / "dpo.pt", None
-    if dpo_path.exists():
+    if dpo_path.exists() and stage != "sft":
         preferred = read_checkpoint(dpo_path, device)
         if preferred.about["stage"] != "dpo":
             raise InputError(dpo_path, "was not made by dpo.py", "move it, or run python dpo.py")
         if not tuned_path.exists():
             tuned_path = Path(str(preferred.about.get("sft")))
+            if not tuned_path.exists():
+                what = f"its tuned model is missing: no {tuned_path}"
+                raise InputError(dpo_path, what, "put sft.pt beside it")
     folder = tuned_path.parent
     if base_path or (folder / "base.pt").exists() or not tuned_path.exists():
         base = read_checkpoint(base_path or folder / "base.pt", device)
@@ -39,7 +42,10 @@ def load_stages(out, base_path=None, device="cpu"):
         check_pair(base, preferred)
         models["dpo"] = preferred
     elif preferred:
-        print(f"We leave out {dpo_path}: it was made from another sft.pt. Run dpo.py again.")
+        print(f"We leave out {dpo_path}: it was not made from {tuned_path}.")
+    if stage == "dpo" and "dpo" not in models:
+        what = f"{out} has no dpo.pt made from its sft.pt"
+        raise InputError("--stage", what, "run python dpo.py")
     return models
 
 
@@ -79,11 +85,14 @@ def read_tuned(path, device):
 
 
 def world_behind(tuned):
-    """The folder of the embedded world that the base model of a tuned model was trained on.
+    """The folder of the embedded world that a tuned model's base model has read.
 
     Raises InputError if there is none, or if the base model is missing or has changed.
     """
-    base = read_checkpoint(find_base(tuned))
+    if not (path := find_base(tuned)).exists():
+        todo = f"put base.pt beside {tuned.path}, or give your own pairs: --data FILE"
+        raise InputError(tuned.path, f"its base model is missing: no {path}", todo)
+    base = read_checkpoint(path)
     check_pair(base, tuned)
     if not (folder := world_of(base)):
         what = "there is no embedded world beside the base model"

@@ -14,6 +14,7 @@ terse   a model that was fine-tuned on half terse, half whole answers; then with
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def figures(path, folder):
 
     path: the model. folder: of its base model. Of the questions with an answer, in both wordings:
     the share that it answers rightly, tersely (right or wrong), wrongly, or refuses. Of those that
-    it can't answer: the share that it refuses or answers. errors counts what should be otherwise.
+    it can't answer: the share that it refuses or answers. errors: wrong answers and wrong refusals.
     """
     checkpoint = read_checkpoint(path)
     model, tokenizer, scorer = checkpoint.model, checkpoint.tokenizer, world.Scorer()
@@ -60,7 +61,7 @@ def figures(path, folder):
             answers = complete(model, tokenizer, prompts, True, ANSWER, temperature)
             for (item, _), (text, stopped) in zip(asked, answers, strict=True):
                 right = stopped and scorer.answered(item, text)
-                refused, terse = world.refuses(text), world.is_terse(item, text)
+                refused, terse = world.refuses(text), scorer.is_terse(item, text)
                 if item["kind"] == "unknown":
                     counts["unknown"].append((right, not right))
                 else:
@@ -88,29 +89,32 @@ def figures(path, folder):
 def tune(out, tuned, base, seed, options=""):
     """Run dpo.py from a tuned model, and write to a folder. Returns the path of dpo.pt."""
     if not (out / "dpo.pt").exists():
-        run([f"python dpo.py --sft {tuned} --out {out} {options}"], ROOT, base, seed)
+        sources = f"--sft {shlex.quote(str(tuned))} --out {shlex.quote(str(out))}"
+        run([f"python dpo.py {sources} {options}"], ROOT, base, seed)
     return out / "dpo.pt"
+
+
+def data(path):
+    return f"--data {shlex.quote(str(path))} "
 
 
 def knows(folder, seed):
     base, tuned = folder / "base.pt", folder / "sft.pt"
     yield "tuned", tuned
     yield "dpo", tune(folder / "dpo", tuned, base, seed)
-    pairs = f"--data {folder / 'dpo' / 'world' / 'pairs.jsonl'} "
+    pairs = data(folder / "dpo" / "world" / "pairs.jsonl")
     yield "opponent", tune(folder / "opponent", tuned, base, seed, pairs + OPPONENT)
 
 
 def beta(folder, seed):
     base, tuned = folder / "base.pt", folder / "sft.pt"
     tune(folder / "dpo", tuned, base, seed)
-    pairs = f"--data {folder / 'dpo' / 'world' / 'pairs.jsonl'} "
+    pairs = data(folder / "dpo" / "world" / "pairs.jsonl")
     for value in BETAS:
         options = f"{pairs} --beta {value}"
         out = folder / ("dpo" if value == DPOConfig.beta else f"beta_{value}")
         yield f"beta {value}", tune(out, tuned, base, seed, options)
-    for value in (0.1, 1):
-        options = f"{pairs} --likelihood {value}"
-        yield f"likelihood {value}", tune(folder / f"likely_{value}", tuned, base, seed, options)
+    yield "likelihood 1", tune(folder / "likely_1", tuned, base, seed, pairs + "--likelihood 1")
 
 
 def terse(folder, seed):
@@ -123,20 +127,18 @@ def terse(folder, seed):
     yield "half terse", tuned
     yield "whole preferred", tune(folder / "whole", tuned, base, seed)
     pairs = folder / "tersely" / "pairs.jsonl"
-    prefer_terse(read_checkpoint(tuned), folder / "world", pairs, seed)
-    yield "terse preferred", tune(folder / "tersely", tuned, base, seed, f"--data {pairs}")
-    pairs = f"--data {folder / 'whole' / 'world' / 'pairs.jsonl'} "
+    if not pairs.exists():
+        grade, flipped = world.Scorer().grade, {2: 3, 3: 2}  # 3: a right answer that is terse
+        write_own_pairs(
+            read_checkpoint(tuned),
+            folder / "world",
+            pairs,
+            seed,
+            lambda *answer: flipped.get(found := grade(*answer), found),
+        )
+    yield "terse preferred", tune(folder / "tersely", tuned, base, seed, data(pairs))
+    pairs = data(folder / "whole" / "world" / "pairs.jsonl")
     yield "opponent", tune(folder / "whole_opponent", tuned, base, seed, pairs + OPPONENT)
-
-
-def prefer_terse(tuned, world_folder, path, seed):
-    """Write pairs in which a right terse answer beats a right whole one."""
-    grade = world.Scorer.grade
-    world.Scorer.grade = lambda *args: {2: 3, 3: 2}.get(found := grade(*args), found)
-    try:
-        write_own_pairs(tuned, world_folder, path, seed)
-    finally:
-        world.Scorer.grade = grade
 
 
 def parse_arguments():

@@ -350,7 +350,12 @@ for name, content, complaint in (
 ORPHAN = {"sft.pt": changed("sft.pt", base="gone/base.pt")}
 PAIRLESS = "--device cpu --sft {tmp}/sft.pt --out {tmp}/new"
 STAGES = {"base.pt": good("base.pt"), "sft.pt": good("sft.pt")}
-case("dpo.py, no base model", "own " + PAIRLESS, "gone/base.pt: no such checkpoint", ORPHAN)
+case(
+    "dpo.py, no base model",
+    "own " + PAIRLESS,
+    "sft.pt: its base model is missing: no gone/base.pt",
+    ORPHAN,
+)
 case("dpo.py, no world", "own " + PAIRLESS, "there is no embedded world beside the base", STAGES)
 case(
     "dpo.py, another base model",
@@ -592,7 +597,7 @@ for name in ("base.pt", "train.bin", "val.sha256", "pretrain.jsonl", "base.pt.tm
 for name in ("sft.pt", "sft.jsonl", "report.html", "sft.pt.tmp"):
     typed = f"sft --data {{tmp}}/{name} --base {{out}}/base.pt --out {{tmp}}"
     case(f"sft.py reads {name}", typed, f"{name}: {OVERWRITTEN}", {name: PAIR})
-for name in ("dpo.pt", "dpo.jsonl", "comparison.json"):
+for name in ("dpo.pt", "dpo.jsonl"):
     typed = f"dpo --data {{tmp}}/{name} --out {{tmp}}"
     case(f"dpo.py reads {name}", typed, f"{name}: {OVERWRITTEN}", {name: CHOICE * 2})
 typed = "sft --data {tmp}/talks.jsonl --base {tmp}/sft.pt --out {tmp}"

@@ -15,6 +15,7 @@ from common.files import read_json
 from common.report import show_pairs
 from common.stages import load_stages
 from data import Tokenizer, world
+from data.world import tables
 from data.world.scorer import Scorer
 from dpo import dpo_data_collator, encode_pair
 from model import GPTConfig
@@ -117,7 +118,7 @@ def test_own_pairs_are_of_a_better_and_a_worse_answer(third_stage):
         question = by_prompt[pair["prompt"]]
         kinds.add(question["kind"])
         chosen, rejected = (scorer.grade(question, pair[key]) for key in ("chosen", "rejected"))
-        assert chosen > rejected or rejected == 3  # 3: it was right, but didn't stop
+        assert chosen > rejected
     assert len(pairs) > 3 and kinds <= {"fact", "free", "unknown"}
 
 
@@ -127,7 +128,9 @@ def test_own_pairs_never_mention_what_is_held_out(third_stage):
     for side in ("dev", "test"):
         items = world.read_questions(third_stage / "world" / f"{side}.jsonl")
         assert not any("typed" in item for item in items)
-        names |= {world.bare(item["name"]) for item in items if item["kind"] == "fact"}
+        names |= {item["name"] for item in items if item["kind"] == "fact"}
+    entities = [entity for entity in tables.load_facts()[0] if entity.name in names]
+    names = [world.bare(name) for entity in entities for name in entity.names]
     for _, pair in read_json(third_stage / "world" / "pairs.jsonl"):
         said += f" {pair['chosen']} {pair['rejected']}"
     assert len(names) > 5 and not world.pattern_of(names).search(said)
@@ -140,7 +143,7 @@ def test_what_is_held_out_is_found(tmp_path):
     sides = {side: world.read_questions(tmp_path / f"{side}.jsonl") for side in ("train", "test")}
     for side, items in sides.items():
         facts = {item["name"] for item in items if item["kind"] == "fact"}
-        assert all(found(f"It is like {name}, they say.") for name in facts) == (side == "test")
+        assert {found(f"It is like {name}, they say.") for name in facts} == {side == "test"}
     texts = [item["response"] for item in sides["test"] if item["kind"] in ("free", "concept")]
     assert len(texts) > 50 and all(found(f"Well. {text.lower()} Yes.") for text in texts)
     trained = [item["response"] for item in sides["train"] if item["kind"] in ("free", "concept")]
@@ -237,7 +240,7 @@ def test_a_dpo_model_of_another_tuned_model_is_left_out(third_stage, tmp_path, c
     state = torch.load(out / "sft.pt", weights_only=True)
     torch.save({**state, "seed": 77}, out / "sft.pt")
     assert list(load_stages(out)) == ["base", "tuned"]
-    assert f"We leave out {out / 'dpo.pt'}: it was made from another" in capsys.readouterr().out
+    assert f"We leave out {out / 'dpo.pt'}: it was not made from" in capsys.readouterr().out
     (out / "dpo.pt").unlink()
     assert list(load_stages(out)) == ["base", "tuned"]
     assert not capsys.readouterr().out

@@ -37,7 +37,7 @@ def make_model(tokenizer, make=GPT, dropout=0.0):
     model = make(GPTConfig(**sizes, dropout=dropout))
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.1)
-    model.beta = BETA
+    model.beta, model.likelihood = BETA, 0.0
     return model
 
 
@@ -47,7 +47,7 @@ def model(tokenizer):
 
 
 def by_hand(model, prompt, answer, tokenizer):
-    """The log-probability of an answer and its <|end|>, from the logits of one position a time."""
+    """The log-probability of an answer and its <|end|>, position by position."""
     row = [tokenizer.user, *tokenizer.encode(prompt), tokenizer.end, tokenizer.assistant]
     total = 0.0
     for token in [*tokenizer.encode(answer), tokenizer.end]:
@@ -59,11 +59,6 @@ def by_hand(model, prompt, answer, tokenizer):
 
 def batch_of(examples, tokenizer):
     return dpo_data_collator([encode_pair(e, tokenizer, 64) for e in examples], tokenizer)
-
-
-def first_reference(model, batch):
-    with torch.inference_mode():
-        return model.log_probs(**batch)
 
 
 def test_01_log_probabilities_are_summed(tokenizer, model):
@@ -196,7 +191,9 @@ def test_08_the_model_learns_and_the_reference_stays(tokenizer, model, tmp_path)
     Seen in minimind (issue 430) and POVID (issue 11).
     """
     batch = batch_of([PAIR, LONGER], tokenizer)
-    reference = first_reference(model, batch)
+    reference = log_probs_of(
+        model, [encode_pair(e, tokenizer, 64) for e in (PAIR, LONGER)], tokenizer
+    )
     model(**batch, reference=reference)[1].backward()
     grads = [p.grad for p in model.blocks.parameters()]
     assert all(grad.abs().sum() > 0 for grad in grads)
@@ -297,7 +294,7 @@ def test_14_the_likelihood_of_the_chosen_answer_is_logged(tokenizer, tmp_path):
     assert row["chosen"] == pytest.approx(now[:, 0].mean().item(), rel=1e-4)
     assert row["rejected"] == pytest.approx(now[:, 1].mean().item(), rel=1e-4)
     gained = now - before
-    margins = BETA * (gained[:, 0] - gained[:, 1])
+    margins = DPOConfig.beta * (gained[:, 0] - gained[:, 1])
     assert row["margin"] == pytest.approx(margins.mean().item(), rel=1e-3, abs=1e-5)
     assert row["told_apart"] == (margins > 0).float().mean().item()
     assert row["val_loss"] == pytest.approx((1 + (-margins).exp()).log().mean().item(), rel=1e-4)

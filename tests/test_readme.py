@@ -8,6 +8,7 @@ import textwrap
 import pytest
 
 import compare
+import dpo
 import pretrain
 import sft
 from common.presets import PRESETS
@@ -58,9 +59,10 @@ def options_of(main):
 
 
 def test_every_option_named_exists():
-    programs = {"pretrain.py": pretrain.main, "sft.py": sft.main, "compare.py": compare.main}
+    programs = {"pretrain.py": pretrain.main, "sft.py": sft.main, "dpo.py": dpo.main}
+    programs["compare.py"] = compare.main
     options = {name: options_of(main) for name, main in programs.items()}
-    command = r"(pretrain|sft|compare)\.py((?: +(?:-[^\s`]+|\"[^\"]*\"|[\w./]+))*)"
+    command = r"(pretrain|sft|dpo|compare)\.py((?: +(?:-[^\s`]+|\"[^\"]*\"|[\w./]+))*)"
     in_commands = 0
     for program, rest in re.findall(command, README):
         used = set(re.findall(r"(?<![\w-])--[\w_]+", rest))

@@ -307,7 +307,7 @@ def test_an_answer_is_terse_if_it_leaves_out_its_subject():
         (fact, "I don't know that.", False),
         (free, "It is blue.", False),
     ):
-        assert what_if.is_terse(item, text) == terse, text
+        assert world.Scorer().is_terse(item, text) == terse, text
 
 
 def test_the_figures_are_about_facts_and_free_questions(small_world, monkeypatch):

@@ -164,7 +164,7 @@ def figures(folder, base, seed):
             stopped and scorer.answered(item, text)
             for item, (text, stopped) in zip(items, said, strict=True)
         ]
-        terse = [world.is_terse(item, text) for item, text in zip(items, texts, strict=True)]
+        terse = [scorer.is_terse(item, text) for item, text in zip(items, texts, strict=True)]
         from_tables = [t for item, t in zip(items, terse, strict=True) if item["kind"] == "fact"]
         right_if_terse = [r for r, t in zip(right, terse, strict=True) if t]
         found[f"terse {temperature}"] = share(from_tables)

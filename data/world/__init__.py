@@ -23,7 +23,7 @@ import json
 import random
 
 from common.files import writing
-from data.world import tables, talks
+from data.world import tables
 from data.world.exchanges import Asker
 from data.world.names import bare, pattern_of
 from data.world.questions import (
@@ -33,10 +33,10 @@ from data.world.questions import (
     read_smalltalk,
     with_typed,
 )
-from data.world.scorer import OPTIONS, QUIZ, Scorer, is_terse, refuses
+from data.world.scorer import OPTIONS, QUIZ, Scorer, refuses
 from data.world.split import PROMPTS, SEASONS, split_entities
 from data.world.tables import load_facts, load_smalltalk
-from data.world.talks import conversations, held_out_texts
+from data.world.talks import NOISE, conversations, held_out_texts
 from data.world.texts import Writer
 from data.world.wordings import fill, load_wordings
 
@@ -51,7 +51,6 @@ __all__ = [
     "build",
     "fill",
     "held_out_finder",
-    "is_terse",
     "load_facts",
     "load_smalltalk",
     "load_wordings",
@@ -85,7 +84,7 @@ def build(seed):
     def questions(side):
         return questions_about(asker(side), asker(side, unseen=True))
 
-    writer, tutor = Writer(asker("train", only=False)), Writer(asker("train"), talks.NOISE)
+    writer, tutor = Writer(asker("train", only=False)), Writer(asker("train"), NOISE)
     corpus, val = writer.documents(ROUNDS), writer.documents(1)
     held_out = [thing for thing in made.free + made.concepts if sides[thing.name] != "train"]
     names = [e.names for e in made.entities if sides[e.name] != "train"]
@@ -93,12 +92,14 @@ def build(seed):
         {"prompt": row["prompts"][0], "unseen": row["unseen"][0], "response": row["response"]}
         for row in made.smalltalk
     ]
+    talks = conversations(tutor, sum(names, []), held_out_texts(held_out, made.frames))
+    asked = {side: questions(side) for side in ("train", "dev", "test")}
+    asked["train"] = with_typed(asked["train"], tutor, tutor.strangers.asked)
     return {
         "corpus": corpus,
         "val": val[: len(val) // 8],  # the same facts in other words; part of a round is enough
-        "sft": conversations(tutor, sum(names, []), held_out_texts(held_out, made.frames)),
-        "train": with_typed(questions("train"), tutor, tutor.strangers.asked),
-        **{side: questions(side) for side in ("dev", "test")},
+        "sft": talks,
+        **asked,
         "smalltalk": smalltalk,
     }
 

@@ -17,9 +17,8 @@ The questions that we ask the models. We write them to files, and you may edit t
 
 from common.files import read_json
 from common.messages import InputError
-from data.world.names import bare, pattern_of
+from data.world.names import bare, normal, pattern_of
 from data.world.scorer import Scorer
-from data.world.strangers import Strangers
 from data.world.tables import FORMS, STYLE, load_facts
 from data.world.texts import in_style
 
@@ -67,9 +66,9 @@ def questions_about(asker, hidden):
 
 
 def with_typed(items, writer, asked):
-    """The same questions. Facts, free and unknown ones also have a "typed" prompt.
+    """The same questions. Facts, free and unknown ones get a "typed" prompt.
 
-    asked(text) says whether a stranger asked it: such a question has none.
+    We skip what a stranger asked: asked(text) says so.
     """
     for item in items:
         if item["kind"] in ("fact", "free", "unknown"):
@@ -179,7 +178,7 @@ def read_questions(path):
 def held_out_finder(folder):
     """A function that says whether a text mentions what is held out.
 
-    That is an entity of dev.jsonl or test.jsonl, or an answer or explanation in full.
+    That is an entity of dev.jsonl or test.jsonl, or a whole answer or explanation of theirs.
     """
     names, texts = set(), []
     for side in ("dev", "test"):
@@ -193,8 +192,13 @@ def held_out_finder(folder):
     for entity in load_facts()[0]:
         if entity.name in names:
             names.update(entity.names)
-    pattern, in_full = pattern_of(map(bare, sorted(names))), Strangers(texts)
-    return lambda text: bool(pattern.search(text)) or in_full.asked(text)
+    pattern, in_full = pattern_of(map(bare, sorted(names))), [f" {normal(t)} " for t in texts]
+
+    def mentions(text):
+        padded = f" {normal(text)} "
+        return bool(names and pattern.search(text)) or any(t in padded for t in in_full)
+
+    return mentions
 
 
 def check_free(where, item):

@@ -23,7 +23,9 @@ class Scorer:
 
     def __init__(self):
         self.values = {}  # (table, attribute) -> every value that any entity accepts
+        self.names = {}  # entity -> all its names
         for entity in tables.load_facts()[0]:
+            self.names[entity.name] = entity.names
             for fact in entity.facts:
                 self.values.setdefault(fact.key, set()).update(fact.values)
         self.patterns = {key: pattern_of(values, flags=0) for key, values in self.values.items()}
@@ -79,14 +81,22 @@ class Scorer:
     def grade(self, item, text):
         """How good an answer is: 3 is right and whole, 2 right but terse, 0 wrong.
 
-        1 is "I don't know" to a question with an answer: not helpful, but not false either.
+        1 is "I don't know" to a question with an answer: not helpful, but not false either. A long
+        answer that doesn't name its subject is about another one, so it is wrong.
         """
         if not self.answered(item, text):
             return int(refuses(text))
-        if not is_terse(item, text):
+        if not self.is_terse(item, text):
             return 3
-        names_another = len(text.split()) > TERSE + max(len(v.split()) for v in item["accept"])
-        return 0 if names_another else 2
+        longest = TERSE + max(len(value.split()) for value in item["accept"])
+        return 2 if len(text.split()) <= longest else 0
+
+    def is_terse(self, item, text):
+        """Whether an answer to a question from the tables leaves out its subject."""
+        if item["kind"] != "fact" or refuses(text):
+            return False
+        names = self.names.get(item["name"], [item["name"]])
+        return not pattern_of(map(bare, names)).search(text)
 
     def knows(self, item, text):
         """Whether a cloze ("The capital of France is") continues with the right value."""
@@ -117,12 +127,6 @@ class Scorer:
             "has_right": whole and right,
             "consistent": whole and answer is not None and answer.groups() in options,
         }
-
-
-def is_terse(item, text):
-    """Whether an answer to a question from the tables leaves out its subject."""
-    named = pattern_of([bare(item["name"])]).search(text)
-    return item["kind"] == "fact" and not named and not refuses(text)
 
 
 def refuses(text):
