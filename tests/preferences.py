@@ -34,15 +34,20 @@ from what_if import ROOT, changed_copy, experiments, row, run
 BETAS = (0.03, 0.3, 1, 3)
 OPPONENT = "--beta 1e-6 --likelihood 1"  # the preferences vanish, and only the imitation is left
 DRAWS = 2  # how often we sample each answer at temperature 1
-KNOWN, UNKNOWN = ("right", "terse", "wrong", "refused"), ("refused", "answered")
+NAMES = {  # what we count: of questions with an answer, of those from the tables, and of others
+    "known": ("right", "wrong", "refused"),
+    "fact": ("terse",),
+    "unknown": ("refused", "answered"),
+}
 
 
 def figures(path, folder):
     """What a model says to the test questions: {column: number}.
 
     path: the model. folder: of its base model. Of the questions with an answer, in both wordings:
-    the share that it answers rightly, tersely (right or wrong), wrongly, or refuses. Of those that
-    it can't answer: the share that it refuses or answers. errors: wrong answers and wrong refusals.
+    the share that it answers rightly or wrongly, or refuses; of those from the tables, the share of
+    terse answers, right or wrong. Of those that it can't answer: the share that it refuses or
+    answers. errors: wrong answers and wrong refusals.
     """
     checkpoint = read_checkpoint(path)
     model, tokenizer, scorer = checkpoint.model, checkpoint.tokenizer, world.Scorer()
@@ -55,7 +60,7 @@ def figures(path, folder):
     ]
     prompts, found = [prompt for _, prompt in asked], {}
     for temperature, draws in ((0, 1), (1, DRAWS)):
-        counts = {"known": [], "unknown": []}
+        counts = {kind: [] for kind in NAMES}
         for draw in range(draws):
             torch.manual_seed(draw)
             answers = complete(model, tokenizer, prompts, True, ANSWER, temperature)
@@ -65,12 +70,14 @@ def figures(path, folder):
                 if item["kind"] == "unknown":
                     counts["unknown"].append((right, not right))
                 else:
-                    counts["known"].append((right, terse, not right and not refused, refused))
-        for kind, names in (("known", KNOWN), ("unknown", UNKNOWN)):
+                    counts["known"].append((right, not right and not refused, refused))
+                if item["kind"] == "fact":
+                    counts["fact"].append((terse,))
+        for kind, names in NAMES.items():
             columns = zip(*counts[kind], strict=True)
             for name, flags in zip(names, columns, strict=True):
                 found[f"{kind} {name} {temperature}"] = 100 * sum(flags) / len(flags)
-        wrong = sum(flags[2] or flags[3] for flags in counts["known"])
+        wrong = sum(not right for right, *_ in counts["known"])
         wrong += sum(answered for _, answered in counts["unknown"])
         found[f"errors {temperature}"] = wrong / draws
     strangers = score_strangers(checkpoint)

@@ -150,13 +150,43 @@ def test_what_is_held_out_is_found(tmp_path):
     assert sum(map(found, trained)) < 0.1 * len(trained)  # a few name a held-out country
 
 
+def own_pairs_of(answers, out, path, monkeypatch):
+    """The pairs of a model that gives these answers in turn, [(text, whether it stopped)]"""
+    draws = iter(answers)
+
+    def complete(model, tokenizer, prompts, *args, **sampling):
+        assert sampling["temperature"] == 1
+        return [next(draws)] * len(prompts)
+
+    monkeypatch.setattr(scores, "complete", complete)
+    monkeypatch.setattr(scores, "SAMPLES", len(answers))
+    scores.write_own_pairs(read_checkpoint(out / "sft.pt"), out / "world", path, 1)
+    return [pair for _, pair in read_json(path)]
+
+
+def test_the_best_answer_is_paired_with_the_worst(third_stage, tmp_path, monkeypatch):
+    """The first one of equally good answers counts, and no answer that doesn't end."""
+    said = [("I don't know that.", True), ("Arr!", True), ("Cut", False), (" ", True), ("B", True)]
+    pairs = own_pairs_of(said, third_stage, tmp_path / "pairs.jsonl", monkeypatch)
+    assert {(pair["chosen"], pair["rejected"]) for pair in pairs} == {(said[0][0], "Arr!")}
+    assert len(pairs) > 30
+
+
 def test_without_two_grades_there_is_no_pair(third_stage, tmp_path, monkeypatch):
-    monkeypatch.setattr(Scorer, "grade", lambda *args: 3)
-    monkeypatch.setattr(scores, "complete", lambda m, t, prompts, **_: [("a", True)] * len(prompts))
-    tuned = read_checkpoint(third_stage / "sft.pt")
-    with pytest.raises(scores.InputError, match="all answers to a question are equally good"):
-        scores.write_own_pairs(tuned, third_stage / "world", tmp_path / "pairs.jsonl", 1)
+    with pytest.raises(scores.InputError, match="no question got both a better and a worse answer"):
+        own_pairs_of([("A", True), ("B", True)], third_stage, tmp_path / "p.jsonl", monkeypatch)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_world_of_an_older_version_is_noticed(third_stage, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(third_stage, out)
+    path = out / "world" / "train.jsonl"
+    items = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [json.dumps({k: v for k, v in item.items() if k != "typed"}) for item in items]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(scores.InputError, match='no question has a "typed" prompt'):
+        scores.write_own_pairs(None, out / "world", tmp_path / "pairs.jsonl", 1)
 
 
 def test_resume_keeps_the_pairs(third_stage, tmp_path, monkeypatch):

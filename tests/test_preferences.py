@@ -70,7 +70,7 @@ def test_how_it_counts(small_world, monkeypatch):
     monkeypatch.setattr(preferences, "complete", complete)
     monkeypatch.setattr(preferences, "score_strangers", lambda c: {"in all": 0.5, "refuses": 0.25})
     found = preferences.figures(small_world / "sft.pt", small_world)
-    expected = {"known right 0": 100, "known refused 0": 0, "known terse 0": 0}
+    expected = {"known right 0": 100, "known refused 0": 0, "fact terse 0": 0}
     expected |= {"unknown answered 0": 100, "unknown refused 1": 100, "known refused 1": 100}
     expected |= {"known right 1": 0, "known wrong 1": 0, "strangers": 50, "strangers refused": 25}
     assert {key: found[key] for key in expected} == expected
