@@ -32,6 +32,7 @@ from dpo import DPOConfig
 from what_if import ROOT, changed_copy, experiments, row, run
 
 BETAS = (0.03, 0.3, 1, 3)
+LONGER = "--max_steps 300 "  # for terse or whole, as there are three times as many pairs
 OPPONENT = "--beta 1e-6 --likelihood 1"  # the preferences vanish, and only the imitation is left
 DRAWS = 2  # how often we sample each answer at temperature 1
 NAMES = {  # what we count: of questions with an answer, of those from the tables, and of others
@@ -132,7 +133,7 @@ def terse(folder, seed):
         changed_copy(diff, copy)
         run(commands, copy, base, seed)
     yield "half terse", tuned
-    yield "whole preferred", tune(folder / "whole", tuned, base, seed)
+    yield "whole preferred", tune(folder / "whole", tuned, base, seed, LONGER)
     pairs = folder / "tersely" / "pairs.jsonl"
     if not pairs.exists():
         grade, flipped = world.Scorer().grade, {2: 3, 3: 2}  # 3: a right answer that is terse
@@ -143,9 +144,9 @@ def terse(folder, seed):
             seed,
             lambda *answer: flipped.get(found := grade(*answer), found),
         )
-    yield "terse preferred", tune(folder / "tersely", tuned, base, seed, data(pairs))
-    pairs = data(folder / "whole" / "world" / "pairs.jsonl")
-    yield "opponent", tune(folder / "whole_opponent", tuned, base, seed, pairs + OPPONENT)
+    yield "terse preferred", tune(folder / "tersely", tuned, base, seed, LONGER + data(pairs))
+    options = LONGER + data(folder / "whole" / "world" / "pairs.jsonl") + OPPONENT
+    yield "opponent", tune(folder / "whole_opponent", tuned, base, seed, options)
 
 
 def parse_arguments():
