@@ -33,8 +33,8 @@ figure { margin: 0; } figcaption { color: var(--soft); font-size: .9rem; }
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
 svg { display: block; width: 100%; fill: var(--soft); font-size: 12px; }
 svg path { stroke: var(--line); }
-.training, .validation { stroke: currentColor; stroke-width: 2; }
-.training { color: var(--blue); } .validation { color: var(--hot); }
+polyline, circle { stroke: currentColor; stroke-width: 2; }
+.training, .chosen { color: var(--blue); } .validation, .rejected { color: var(--hot); }
 polyline { fill: none; stroke-linejoin: round; } circle { fill: var(--page); }
 .tokens { display: flex; flex-wrap: wrap; gap: .3rem; margin: .6rem 0; padding: 0;
   list-style: none; line-height: 1.4; }
@@ -78,9 +78,9 @@ def safe(text):
 def page(paths, logs, talk, examples, table):
     """The whole page, a str.
 
-    paths: {name: path}, the checkpoints "base", "tuned" and perhaps "dpo". logs: (title, path,
-    rows) per stage, see curve(). talk: {"source", "tokens"}, see conversation(). examples:
-    [{"prompt", "base", "tuned", ...}]. table: a heading and its rows, see score_table(), or None.
+    paths: {name: path}, the checkpoints "base", "tuned" and perhaps "dpo". logs: for each figure,
+    what curve() takes. talk: {"source", "tokens"}, see conversation(). examples: [{"prompt",
+    "base", "tuned", ...}]. table: a heading and its rows, see score_table(), or None.
     """
     files = {name: f"<code>{safe(path)}</code>" for name, path in paths.items()}
     curves = "".join(curve(*log) for log in logs)
@@ -133,7 +133,7 @@ def points(rows, key):
     found = []
     for row in rows:
         if isinstance(row, dict) and is_number(row.get("step")) and is_number(row.get(key)):
-            found.append((row["step"], max(row[key], 1e-6)))  # a logarithmic axis has no 0
+            found.append((row["step"], max(abs(row[key]), 1e-6)))  # a logarithmic axis has no 0
     return found
 
 
@@ -157,17 +157,21 @@ def distance_between_marks(last):
                 return digit * 10**power
 
 
-def curve(title, path, rows):
-    """The losses of one stage, as a figure.
+LOSSES = {"training": "loss", "validation": "val_loss"}
+ANSWERS = {"chosen": "chosen", "rejected": "rejected"}  # log-probabilities: we draw their size
 
-    path, rows: of the stage's log. A row holds step, loss and perhaps val_loss, in nats per token.
+
+def curve(title, path, rows, keys=LOSSES):
+    """Two lines over the steps of one stage, as a figure. Only the first one must have points.
+
+    path, rows: of the stage's log. keys: {what we call a line: its key in a row}, in nats.
     """
-    training, validation = points(rows, "loss"), points(rows, "val_loss")
-    if not training:
+    (first, line), (second, other) = ((name, points(rows, key)) for name, key in keys.items())
+    if not line:
         why = f"we found no log of a finished run in <code>{safe(path)}</code>"
         return f"<figure><figcaption><b>{title}</b> is left out: {why}.</figcaption></figure>"
-    last = max(1, *(step for step, _ in training + validation))
-    marks = marks_around([value for _, value in training + validation])
+    last = max(1, *(step for step, _ in line + other))
+    marks = marks_around([value for _, value in line + other])
     height = math.log(marks[-1] / marks[0])
 
     def x(step):
@@ -177,7 +181,7 @@ def curve(title, path, rows):
         return f"{offset + BOTTOM - (BOTTOM - TOP) * math.log(value / marks[0]) / height:.1f}"
 
     drawn = [
-        '<text x="0" y="11">loss, nats (logarithmic)</text>',
+        '<text x="0" y="11">nats (logarithmic)</text>',
         f'<text x="{RIGHT}" y="248" text-anchor="end">optimizer steps</text>',
     ]
     for mark in marks:
@@ -186,17 +190,17 @@ def curve(title, path, rows):
     for step in range(0, int(last) + 1, distance_between_marks(last)):
         drawn.append(f'<path d="M{x(step)} {BOTTOM}v4"/>')
         drawn.append(f'<text x="{x(step)}" y="229" text-anchor="middle">{step:,}</text>')
-    for name, line in (("training", training), ("validation", validation)):
-        places = " ".join(f"{x(step)},{y(value)}" for step, value in line)
+    for name, values in ((first, line), (second, other)):
+        places = " ".join(f"{x(step)},{y(value)}" for step, value in values)
         drawn.append(f'<polyline class="{name}" points="{places}"/>')
-    for step, value in validation:
-        tip = f"<title>validation, step {step:,}: {value:.3f}</title>"
+    for step, value in other:
+        tip = f"<title>{second}, step {step:,}: {value:.3f}</title>"
         place = f'cx="{x(step)}" cy="{y(value)}" r="3"'
-        drawn.append(f'<circle class="validation" {place}>{tip}</circle>')
-    ends = f'<b class="training">training</b> {training[-1][1]:.3f}'
-    if validation:
-        ends += f', <b class="validation">validation</b> {validation[-1][1]:.3f}'
-    label = f'role="img" aria-label="{title}: loss over steps"'
+        drawn.append(f'<circle class="{second}" {place}>{tip}</circle>')
+    ends = f'<b class="{first}">{first}</b> {line[-1][1]:.3f}'
+    if other:
+        ends += f', <b class="{second}">{second}</b> {other[-1][1]:.3f}'
+    label = f'role="img" aria-label="{title}: {first} and {second} over steps"'
     return (
         f'<figure><svg viewBox="0 0 400 250" {label}>{"".join(drawn)}</svg>'
         f"<figcaption><b>{title}</b>, {last:,} steps. At the end: {ends}.</figcaption></figure>"

@@ -32,7 +32,7 @@ from dpo import DPOConfig
 from what_if import ROOT, changed_copy, experiments, row, run
 
 BETAS = (0.03, 0.3, 1, 3)
-LONGER = "--max_steps 300 "  # for terse or whole, as there are three times as many pairs
+LONGER = "--max_steps 300 "  # for terse or whole, as there are twice as many pairs
 OPPONENT = "--beta 1e-6 --likelihood 1"  # the preferences vanish, and only the imitation is left
 DRAWS = 2  # how often we sample each answer at temperature 1
 NAMES = {  # what we count: of questions with an answer, of those from the tables, and of others

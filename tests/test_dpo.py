@@ -246,7 +246,7 @@ def test_the_third_column(third_stage, tmp_path, capsys):
         assert [e[name] for e in results["examples"]] == respond(model, tokenizer, prompts)
     assert results["dpo"].keys() == results["tuned"].keys()
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert page.count("<figure>") == 3 and "Preferences" in page and "dpo.pt" in page
+    assert page.count("<figure>") == 4 and "Preferences" in page and "dpo.pt" in page
     assert page.count('class="said dpo"') == len(results["examples"])
     assert "(base)" in page and "(tuned)" in page and "(dpo)" in page
 
