@@ -444,15 +444,18 @@ def test_text_loss_is_over_every_token_but_the_first(pair):
 class Scripted:
     """Stands for a Checkpoint whose model says what a dict tells it to say, and then stops.
 
-    answers: {prompt: answer}. An answer that ends in "..." goes on. read: all prompts so far.
+    answers: {prompt: answer}. An answer that ends in "..." goes on. Sampled, it says what stands
+    under ("sampled", prompt), or else nothing. read: all prompts so far.
     """
 
     def __init__(self, answers, monkeypatch):
         self.model, self.tokenizer, self.answers, self.read = self, None, answers, []
-        monkeypatch.setattr(scores, "complete", lambda model, *args, **more: model.say(*args))
+        monkeypatch.setattr(scores, "complete", lambda model, *args, **more: model.say(*args, **more))
         monkeypatch.setattr(scores, "respond", lambda model, *args, **more: model.respond(*args))
 
-    def say(self, tokenizer, prompts, *more):
+    def say(self, tokenizer, prompts, *more, temperature=0.0, **rest):
+        if temperature:
+            return [(self.answers.get(("sampled", prompt), ""), True) for prompt in prompts]
         self.read += prompts
         return [
             (self.answers[p].removesuffix("..."), "..." not in self.answers[p]) for p in prompts
@@ -498,11 +501,13 @@ def test_the_scores_of_a_tuned_model(scorer, monkeypatch):
     answers |= {"style": IN_STYLE["pirate"], "style cut off": IN_STYLE["pirate"] + "..."}
     answers |= {"style 2": right, "concept": TEXTS["child"], "concept 2": TEXTS["sentence"]}
     answers |= {"unknown": refusal, "unknown 2": refusal, "unknown 3": right}
-    tuned = Scripted(answers, monkeypatch)
+    sampled = {("sampled", "fact wrong"): right, ("sampled", "fact"): wrong}
+    tuned = Scripted({**answers, **sampled}, monkeypatch)
     assert scores.score_tuned(tuned, questions, [kenya, questions[8]], smalltalk, scorer) == {
         "answered": 2 / 4,
         "unseen": 2 / 3,
         "train": 1.0,
+        "sampled": 1 / 4,
         "stops": 3 / 4,
         "smalltalk": 1 / 2,
         "smalltalk_unseen": 0.0,
