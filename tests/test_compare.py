@@ -450,7 +450,7 @@ class Scripted:
 
     def __init__(self, answers, monkeypatch):
         self.model, self.tokenizer, self.answers, self.read = self, None, answers, []
-        monkeypatch.setattr(scores, "complete", lambda model, *args, **more: model.say(*args, **more))
+        monkeypatch.setattr(scores, "complete", lambda model, *args, **kw: model.say(*args, **kw))
         monkeypatch.setattr(scores, "respond", lambda model, *args, **more: model.respond(*args))
 
     def say(self, tokenizer, prompts, *more, temperature=0.0, **rest):
