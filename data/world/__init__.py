@@ -87,14 +87,15 @@ def build(seed):
     writer, tutor = Writer(asker("train", only=False)), Writer(asker("train"), NOISE)
     corpus, val = writer.documents(ROUNDS), writer.documents(1)
     held_out = [thing for thing in made.free + made.concepts if sides[thing.name] != "train"]
-    names = [e.names for e in made.entities if sides[e.name] != "train"]
+    names = sum((e.names for e in made.entities if sides[e.name] != "train"), [])
+    texts = held_out_texts(held_out, made.frames)
     smalltalk = [
         {"prompt": row["prompts"][0], "unseen": row["unseen"][0], "response": row["response"]}
         for row in made.smalltalk
     ]
-    talks = conversations(tutor, sum(names, []), held_out_texts(held_out, made.frames))
+    talks = conversations(tutor, names, texts)
     asked = {side: questions(side) for side in ("train", "dev", "test")}
-    asked["train"] = with_typed(asked["train"], tutor, tutor.strangers.asked)
+    asked["train"] = with_typed(asked["train"], tutor, names, texts)
     return {
         "corpus": corpus,
         "val": val[: len(val) // 8],  # the same facts in other words; part of a round is enough

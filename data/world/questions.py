@@ -19,6 +19,7 @@ from common.files import read_json
 from common.messages import InputError
 from data.world.names import bare, normal, pattern_of
 from data.world.scorer import Scorer
+from data.world.strangers import Strangers
 from data.world.tables import FORMS, STYLE, load_facts
 from data.world.texts import in_style
 
@@ -65,16 +66,17 @@ def questions_about(asker, hidden):
     return items
 
 
-def with_typed(items, writer, asked):
+def with_typed(items, writer, names, texts):
     """The same questions. Facts, free and unknown ones get a "typed" prompt.
 
-    We skip what a stranger asked: asked(text) says so.
+    We skip prompts that no conversation may hold: see conversations().
     """
+    pattern, asked = pattern_of(map(bare, names)), Strangers(texts).asked
     for item in items:
         if item["kind"] in ("fact", "free", "unknown"):
             name = item["name"] if item["kind"] == "fact" else ""
             typed = writer.type_out(item["prompt"], name)
-            if not asked(typed):
+            if not pattern.search(typed) and not asked(typed):
                 item["typed"] = typed
     return items
 
