@@ -30,7 +30,7 @@ from common.evaluation import text_loss
 from common.files import read_log, writing
 from common.messages import InputError, Progress, command, readable
 from common.options import Parser
-from common.page import ANSWERS, page
+from common.page import ANSWERS, page, points
 from common.report import score_table, show_examples, show_scores
 from common.scores import of_kinds, score_all
 from common.stages import find_base, load_stages, with_control
@@ -124,7 +124,7 @@ def show(models, out, side="test"):
         stages.append(("Preferences", models["dpo"], "dpo.jsonl"))
     logs = [(title, model.path.with_name(name)) for title, model, name in stages]
     logs = [(title, path, read_log(path)) for title, path in logs]
-    if "dpo" in models:
+    if points(logs[-1][2], "chosen"):  # no pair is held out of fewer than ten
         logs.append(("How improbable its answers are", *logs[-1][1:], ANSWERS))
     paths = {name: checkpoint.path for name, checkpoint in models.items()}
     html = page(paths, logs, results["conversation"], results["examples"], table)

@@ -209,6 +209,9 @@ def test_few_pairs_are_enough(third_stage, tmp_path, capsys):
     rows = [row for _, row in read_json(tmp_path / "out" / "dpo.jsonl")]
     assert rows[-1]["loss"] < rows[0]["loss"] and "margin" not in rows[-1]
     assert "held-out" not in capsys.readouterr().out
+    run(tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.count("<figure>") == 3 and "left out" not in page
 
 
 def test_a_likelihood_term_is_added(tokenizer):
@@ -233,6 +236,9 @@ def run(out, *options):
 def test_the_third_column(third_stage, tmp_path, capsys):
     out = tmp_path / "out"
     shutil.copytree(third_stage, out)
+    # As if some of the few pairs of this small run were held out.
+    rows = [{**row, "chosen": -1.25, "rejected": -5.5} for _, row in read_json(out / "dpo.jsonl")]
+    (out / "dpo.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     run(out)
     said = capsys.readouterr().out
     assert said.splitlines()[0].split() == ["BASE", "|", "TUNED", "|", "DPO"]
@@ -246,7 +252,12 @@ def test_the_third_column(third_stage, tmp_path, capsys):
         assert [e[name] for e in results["examples"]] == respond(model, tokenizer, prompts)
     assert results["dpo"].keys() == results["tuned"].keys()
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert page.count("<figure>") == 4 and "Preferences" in page and "dpo.pt" in page
+    assert '"chosen">chosen</b> 1.250' in page and '"rejected">rejected</b> 5.500' in page
+    assert (
+        page.count("<figure>") == page.count("<svg") == 4
+        and "Preferences" in page
+        and "dpo.pt" in page
+    )
     assert page.count('class="said dpo"') == len(results["examples"])
     assert "(base)" in page and "(tuned)" in page and "(dpo)" in page
 

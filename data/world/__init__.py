@@ -36,7 +36,7 @@ from data.world.questions import (
 from data.world.scorer import OPTIONS, QUIZ, Scorer, refuses
 from data.world.split import PROMPTS, SEASONS, split_entities
 from data.world.tables import load_facts, load_smalltalk
-from data.world.talks import NOISE, conversations, held_out_texts
+from data.world.talks import NOISE, conversations, forbids, held_out_texts
 from data.world.texts import Writer
 from data.world.wordings import fill, load_wordings
 
@@ -88,14 +88,14 @@ def build(seed):
     corpus, val = writer.documents(ROUNDS), writer.documents(1)
     held_out = [thing for thing in made.free + made.concepts if sides[thing.name] != "train"]
     names = sum((e.names for e in made.entities if sides[e.name] != "train"), [])
-    texts = held_out_texts(held_out, made.frames)
+    forbidden = forbids(names, held_out_texts(held_out, made.frames))
     smalltalk = [
         {"prompt": row["prompts"][0], "unseen": row["unseen"][0], "response": row["response"]}
         for row in made.smalltalk
     ]
-    talks = conversations(tutor, names, texts)
+    talks = conversations(tutor, forbidden)
     asked = {side: questions(side) for side in ("train", "dev", "test")}
-    asked["train"] = with_typed(asked["train"], tutor, names, texts)
+    asked["train"] = with_typed(asked["train"], tutor, forbidden)
     return {
         "corpus": corpus,
         "val": val[: len(val) // 8],  # the same facts in other words; part of a round is enough

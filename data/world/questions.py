@@ -19,7 +19,6 @@ from common.files import read_json
 from common.messages import InputError
 from data.world.names import bare, normal, pattern_of
 from data.world.scorer import Scorer
-from data.world.strangers import Strangers
 from data.world.tables import FORMS, STYLE, load_facts
 from data.world.texts import in_style
 
@@ -66,17 +65,16 @@ def questions_about(asker, hidden):
     return items
 
 
-def with_typed(items, writer, names, texts):
-    """The same questions. Facts, free and unknown ones get a "typed" prompt.
+def with_typed(items, writer, forbidden):
+    """The same questions. Facts, free and unknown ones get a "typed" prompt, if it isn't forbidden.
 
-    We skip prompts that no conversation may hold: see conversations().
+    forbidden: see forbids().
     """
-    pattern, asked = pattern_of(map(bare, names)), Strangers(texts).asked
     for item in items:
         if item["kind"] in ("fact", "free", "unknown"):
             name = item["name"] if item["kind"] == "fact" else ""
             typed = writer.type_out(item["prompt"], name)
-            if not pattern.search(typed) and not asked(typed):
+            if not forbidden(typed):
                 item["typed"] = typed
     return items
 

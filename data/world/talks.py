@@ -24,11 +24,8 @@ def turn(question, answer):
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-def conversations(writer, names, texts):
-    """The fine-tuning set, shuffled: [{"messages": [...]}].
-
-    names, texts: the entities that it may not mention, and what nobody may say in it.
-    """
+def conversations(writer, forbidden):
+    """The fine-tuning set, shuffled: [{"messages": [...]}]. forbidden: see forbids()."""
     asker, rng = writer.asker, writer.rng
     found = [[asker.plain(fact)] for fact in asker.weighted() * PLAIN_ASKED]
     for _ in range(FACT_ASKED):
@@ -52,9 +49,7 @@ def conversations(writer, names, texts):
             talks.append(styled(writer, exchanges))
         else:
             talks.append(sum((turn(writer.typed(e), e.answer) for e in exchanges), []))
-    talks = without(talks, names)
-    asked = Strangers(texts).asked
-    talks = [talk for talk in talks if not any(asked(message["content"]) for message in talk)]
+    talks = [talk for talk in talks if not any(forbidden(turn["content"]) for turn in talk)]
     rng.shuffle(talks)
     return [{"messages": talk} for talk in talks]
 
@@ -87,11 +82,10 @@ def held_out_texts(things, frames):
     return texts
 
 
-def without(talks, names):
-    """The conversations that mention none of the names."""
-    pattern = pattern_of(map(bare, names))
+def forbids(names, texts):
+    """A function that says whether a text may not be in what we tune on.
 
-    def mentions_one(talk):
-        return any(pattern.search(message["content"]) for message in talk)
-
-    return [talk for talk in talks if not mentions_one(talk)]
+    It may not mention any of the names, say one of the texts, or ask what a stranger asked.
+    """
+    pattern, asked = pattern_of(map(bare, names)), Strangers(texts).asked
+    return lambda text: bool(pattern.search(text)) or asked(text)
