@@ -34,6 +34,7 @@ from common.page import ANSWERS, page, points
 from common.report import score_table, show_examples, show_scores
 from common.scores import of_kinds, score_all
 from common.stages import find_base, load_stages, with_control
+from common.weights import pack, why_not
 from data import world
 from data.text import has_tokens, open_tokens
 
@@ -127,7 +128,9 @@ def show(models, out, side="test"):
     if points(logs[-1][2], "chosen"):  # no pair is held out of fewer than ten
         logs.append(("How improbable its answers are", *logs[-1][1:], ANSWERS))
     paths = {name: checkpoint.path for name, checkpoint in models.items()}
-    html = page(paths, logs, results["conversation"], results["examples"], table)
+    why = why_not(models)
+    talk, packed = results["conversation"], None if why else pack(models)
+    html = page(paths, logs, talk, results["examples"], table, packed, why)
     with writing(out / "comparison.json", "w") as file:
         file.write(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     with writing(out / "report.html", "w") as file:

@@ -1,71 +1,41 @@
 """
-The page that compare.py writes: one HTML file that needs neither a network nor JavaScript.
+The page that compare.py writes: one HTML file that needs no network.
 
-Everything comes in as plain data. Text from a file, a person or a model goes through safe().
+Everything comes in as plain data. Text from a file, a person or a model goes through safe(). The
+models in the page run in JavaScript, from the files in browser/. Without JavaScript, the rest of
+the page is still there.
 """
 
+import json
 import math
+from base64 import b64encode
+from hashlib import sha256
 from html import escape
+from pathlib import Path
 
 from common.messages import readable
 from data.tokenizer import CAPS_LOCK, SHIFT
 
-STYLE = """
-:root { color-scheme: light dark;
-  --page: #fcfbf9; --ink: #22252a; --soft: #666b73; --line: #dedbd5; --grey: #f1efec;
-  --green: #1a7f4b; --leaf: #e6f4eb; --blue: #2f6fb5; --hot: #d9480f; }
-@media (prefers-color-scheme: dark) { :root {
-  --page: #16181b; --ink: #e4e5e7; --soft: #9a9fa8; --line: #363a40; --grey: #212428;
-  --green: #5fcf94; --leaf: #163328; --blue: #7db4f0; --hot: #ff8a4c; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 56rem; padding: 2.5rem 1rem 4rem; overflow-wrap: anywhere;
-  background: var(--page); color: var(--ink);
-  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-h1 { margin: 0; font-size: 1.9rem; line-height: 1.2; }
-h2 { margin: 3rem 0 .5rem; padding-top: 1rem; border-top: 1px solid var(--line);
-  font-size: 1.25rem; }
-h3 { margin: 2rem 0 .5rem; font-size: 1rem; }
-p { max-width: 46rem; margin: .5rem 0 1rem; }
-code, .tokens { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
-  font-size: .85em; }
-figure { margin: 0; } figcaption { color: var(--soft); font-size: .9rem; }
-.two { display: grid; gap: .75rem 1.5rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
-svg { display: block; width: 100%; fill: var(--soft); font-size: 12px; }
-svg path { stroke: var(--line); }
-polyline, circle { stroke: currentColor; stroke-width: 2; }
-.training, .chosen { color: var(--blue); } .validation, .rejected { color: var(--hot); }
-polyline { fill: none; stroke-linejoin: round; } circle { fill: var(--page); }
-.tokens { display: flex; flex-wrap: wrap; gap: .3rem; margin: .6rem 0; padding: 0;
-  list-style: none; line-height: 1.4; }
-.tokens li { max-width: 100%; overflow: hidden; border: 1px solid var(--line);
-  border-radius: .35rem; background: var(--grey); color: var(--soft); }
-.tokens li.supervised { border-color: var(--green); background: var(--leaf); color: var(--ink); }
-.tokens span { display: block; padding: 0 .4rem; text-align: right; }
-.tokens .token { padding: .15rem .4rem; text-align: left; font-size: 1.1em; }
-.tokens i { opacity: .45; font-style: normal; }
-.supervised span { background:
-  color-mix(in srgb, var(--hot) calc(var(--heat, 0) * 1%), transparent); }
-.supervised .token { font-weight: 600; }
-table { display: block; overflow-x: auto; margin: 1rem 0; border-collapse: collapse;
-  font-size: .95rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem 0 .35rem clamp(.5rem, 4vw, 2.5rem); text-align: right;
-  border-bottom: 1px solid var(--line); overflow-wrap: normal; }
-th { vertical-align: bottom; }
-td:first-child { padding-left: 0; text-align: left; white-space: pre-wrap; }
-.said { margin: 0; padding-left: .8rem; border-left: 3px solid var(--line);
-  white-space: pre-wrap; }
-.said.tuned { border-color: var(--green); } .said.dpo { border-color: var(--blue); }
-.said b { display: block; color: var(--soft); font-size: .8rem; font-weight: normal; }
-"""
+FOLDER = Path(__file__).parent / "browser"
+SCRIPTS = ("gpt.js", "tokenizer.js", "weights.js", "live.js")
 
-# The policy stops the page from fetching or running anything, whatever text it shows.
-HEAD = f"""<!doctype html>
+
+def part(name):
+    """The text of a file that becomes part of the page."""
+    return (FOLDER / name).read_text(encoding="utf-8")
+
+
+def head(scripts):
+    """The beginning of the page. Its policy lets it fetch nothing and run only these scripts."""
+    hashes = [sha256(script.encode("utf-8")).digest() for script in scripts]
+    allowed = " ".join(f"'sha256-{b64encode(digest).decode()}'" for digest in hashes) or "'none'"
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src {allowed}; "
+    policy += "base-uri 'none'; form-action 'none'"
+    return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; style-src 'unsafe-inline'">
-<title>From parrot to assistant</title><style>{STYLE}</style></head>
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<title>From parrot to assistant</title><style>{part("page.css")}</style></head>
 <body>
 """
 
@@ -75,12 +45,13 @@ def safe(text):
     return escape(readable(str(text), "\ufffd"))
 
 
-def page(paths, logs, talk, examples, table):
+def page(paths, logs, talk, examples, table, models=None, why_not=""):
     """The whole page, a str.
 
     paths: {name: path}, the checkpoints "base", "tuned" and perhaps "dpo". logs: for each figure,
     what curve() takes. talk: {"source", "tokens"}, see conversation(). examples: [{"prompt",
-    "base", "tuned", ...}]. table: a heading and its rows, see score_table(), or None.
+    "base", "tuned", ...}]. table: a heading and its rows, see score_table(), or None. models: what
+    pack() in weights.py returns, to put them into the page, or None. why_not: then, the reason.
     """
     files = {name: f"<code>{safe(path)}</code>" for name, path in paths.items()}
     curves = "".join(curve(*log) for log in logs)
@@ -89,14 +60,35 @@ def page(paths, logs, talk, examples, table):
         "<h1>From parrot to assistant</h1>",
         f"<p>The base model, {files['base']}, has only read plain text. "
         f"Fine-tuning on conversations turned it into {files['tuned']}.{third}</p>",
+    ]
+    if why_not:
+        parts.append(f"<p>The models themselves are not in this page. {safe(why_not)}</p>")
+    if models:
+        parts.append(part("live.html"))
+    parts += [
+        '<section id="conversation"><h2>What fine-tuning looks at</h2>',
+        f"{conversation(**talk)}</section>",
         f'<h2>The loss, step by step</h2><div class="two">{curves}</div>',
-        f"<h2>What fine-tuning looks at</h2>{conversation(**talk)}",
     ]
     if table:
         parts.append(f"<h2>What each model can answer</h2>{score_rows(*table)}")
     parts.append("<h2>The models, side by side</h2>")
     parts += [all_completions(**example) for example in examples]
-    return HEAD + "\n".join(parts) + "\n</body></html>\n"
+    scripts = [part(name) for name in SCRIPTS] if models else []
+    if models:
+        about, numbers = models
+        first = examples[0]
+        about["prompts"] = [example["prompt"] for example in examples]
+        about["talk"] = [first["prompt"], first["tuned"].strip() or "..."]
+        parts += [data("about", json.dumps(about)), data("weights", numbers)]
+        parts += [f"<script>{script}</script>" for script in scripts]
+    return head(scripts) + "\n".join(parts) + "\n</body></html>\n"
+
+
+def data(name, text):
+    """Data for the page's scripts: an element that the browser doesn't run."""
+    text = text.replace("<", r"\u003c")  # in JSON, the same character
+    return f'<script type="text/plain" id="{name}">{text}</script>'
 
 
 def score_rows(heading, rows):

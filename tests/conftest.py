@@ -10,6 +10,7 @@ import pytest
 
 import pretrain
 import sft
+from browser import CHROMIUM, MISSING, Browser
 from data import world
 from data.world import questions, split, strangers, tables, talks, texts, wordings
 
@@ -95,3 +96,12 @@ def small_world(tmp_path_factory):
         pretrain.main([*common, *SIZES, "--max_steps", "500", "--eval_every", "250"])
         sft.main([*common, "--max_steps", "150"])
     return out
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    if not CHROMIUM:
+        pytest.skip(MISSING)
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()

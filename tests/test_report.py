@@ -1,12 +1,9 @@
 """The page: what is in it, whether text stays text, and what a real browser makes of it."""
 
-import contextlib
 import json
 import math
-import os
 import re
 import shutil
-import subprocess
 from html import unescape
 
 import pytest
@@ -17,14 +14,12 @@ import sft
 from common.checkpoint import Checkpoint
 from common.conversation import token_by_token
 from common.files import read_log
-from common.page import box, curve, marks_around, page
+from common.page import SCRIPTS, box, curve, marks_around, page
 from common.stages import load_stages
 from data import Tokenizer
 from data.tokenizer import CAPS_LOCK, SHIFT, unmark_capitals
 from model import GPT, GPTConfig
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 EVIL = (
     "</code></title></svg></style><script>alert(1)</script>"
     "<img src=\"http://evil.example/x.png\" onerror='alert(2)'>&amp;"
@@ -241,98 +236,9 @@ def test_the_page_of_ones_own_conversations(small_world, tmp_path, capsys):
     sft.main(["--out", str(out), "--base", str(elsewhere / "base.pt"), *options])
     assert f"Wrote {out / 'report.html'}" in capsys.readouterr().out
     html = (out / "report.html").read_text(encoding="utf-8")
-    assert "<script" not in html and "<table" not in html
+    assert "<script>alert" not in html and "<table" not in html
     assert "Pretraining</b> is left out" in html and "Fine-tuning</b>, 3 steps" in html
     assert "what the tuned model answered" in html and "else&lt;b&gt;where" in html
-
-
-class Browser:
-    """A headless Chromium with one page, controlled through two pipes.
-
-    The protocol: chromedevtools.github.io/devtools-protocol
-    """
-
-    def __init__(self, profile):
-        import fcntl  # not on Windows
-
-        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (*os.pipe(), *os.pipe())]
-        commands, self.write, self.read, answers = ends
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        options += ["--no-first-run", "--remote-debugging-pipe", f"--user-data-dir={profile}"]
-        script = f'exec "$@" 3<&{commands} 4>&{answers}'
-        self.process = subprocess.Popen(
-            ["bash", "-c", script, "bash", CHROMIUM, *options, "about:blank"],
-            pass_fds=(commands, answers),
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(commands)
-        os.close(answers)
-        self.buffer, self.number, self.events, self.session = b"", 0, [], {}
-        targets = self.ask("Target.getTargets")["targetInfos"]
-        page_id = next(target["targetId"] for target in targets if target["type"] == "page")
-        attached = self.ask("Target.attachToTarget", targetId=page_id, flatten=True)
-        self.session = {"sessionId": attached["sessionId"]}
-        for domain in ("Page", "Network", "Runtime", "Log"):
-            self.ask(f"{domain}.enable")
-
-    def message(self):
-        while b"\0" not in self.buffer:
-            piece = os.read(self.read, 2**16)
-            assert piece, "the browser has gone"
-            self.buffer += piece
-        message, self.buffer = self.buffer.split(b"\0", 1)
-        return json.loads(message)
-
-    def send(self, number, method, **params):
-        message = {"id": number, "method": method, "params": params, **self.session}
-        os.write(self.write, json.dumps(message).encode() + b"\0")
-
-    def ask(self, method, **params):
-        self.number += 1
-        self.send(self.number, method, **params)
-        while (message := self.message()).get("id") != self.number:
-            self.note(message)
-        assert "error" not in message, message
-        return message["result"]
-
-    def note(self, event):
-        self.events.append(event)
-        if event["method"] == "Page.javascriptDialogOpening":  # an alert, which nobody would close
-            self.send(0, "Page.handleJavaScriptDialog", accept=True)
-
-    def open(self, path, width, scheme="light"):
-        """Show a file. Returns what happened in the meantime, [(method, params)]."""
-        self.events = []
-        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
-        self.ask("Emulation.setDeviceMetricsOverride", **size)
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        self.ask("Emulation.setEmulatedMedia", features=features)
-        self.ask("Page.navigate", url=path.as_uri())
-        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
-            self.note(self.message())
-        self.value("new Promise(done => setTimeout(done, 200))")  # for late events
-        return [(event["method"], event["params"]) for event in self.events]
-
-    def value(self, expression):
-        options = {"awaitPromise": True, "returnByValue": True}
-        return self.ask("Runtime.evaluate", expression=expression, **options)["result"].get("value")
-
-    def close(self):
-        with contextlib.suppress(OSError, AssertionError):
-            self.ask("Browser.close")
-        self.process.kill()
-        self.process.wait()
-        os.close(self.read)
-        os.close(self.write)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if not CHROMIUM:
-        pytest.skip(f"needs {' or '.join(BROWSERS)} (on Debian: apt-get install chromium)")
-    browser = Browser(tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
 
 
 @pytest.mark.parametrize("width", [400, 1200])
@@ -352,8 +258,9 @@ def test_in_a_browser(which, width, browser, tmp_path, request):
     assert not (bad | {"Page.javascriptDialogOpening"}) & names, events
     requests = [params for method, params in events if method == "Network.requestWillBeSent"]
     assert [request["request"]["url"] for request in requests] == [path.as_uri()]
-    active = "script, img, link, iframe, object, [onerror]"
-    assert browser.value(f"document.querySelectorAll('{active}').length") == 0
+    active = "script:not(#about, #weights), img, link, iframe, object, [onerror]"
+    scripts = 0 if which == "evil" else len(SCRIPTS)
+    assert browser.value(f"document.querySelectorAll('{active}').length") == scripts
     kinds = ["h1", "figure", "svg", "polyline", "table", ".tokens .supervised", ".said"]
     parts = browser.value(f"{kinds}.map(kind => document.querySelectorAll(kind).length)")
     assert parts[:5] == ([1, 2, 1, 2, 1] if which == "evil" else [1, 2, 2, 4, 1])
