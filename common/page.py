@@ -17,7 +17,7 @@ from common.messages import readable
 from data.tokenizer import CAPS_LOCK, SHIFT
 
 FOLDER = Path(__file__).parent / "browser"
-SCRIPTS = ("gpt.js", "tokenizer.js", "weights.js", "live.js")
+SCRIPTS = ("gpt.js", "tokenizer.js", "weights.js", "page.js", "watch.js", "inside.js")
 
 
 def part(name):

@@ -21,7 +21,10 @@ class Browser:
     def __init__(self, profile):
         import fcntl  # not on Windows
 
-        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (*os.pipe(), *os.pipe())]
+        pipes = (*os.pipe(), *os.pipe())
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in pipes]  # bash needs 3 and 4
+        for end in pipes:
+            os.close(end)
         commands, self.write, self.read, answers = ends
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         options += ["--no-first-run", "--remote-debugging-pipe", f"--user-data-dir={profile}"]
@@ -97,7 +100,8 @@ class Browser:
 
     def press(self, *keys):
         """Type keys, each a name such as "Enter" or "ArrowDown", or a character."""
-        codes = {"Enter": 13, "Tab": 9, "Escape": 27, "ArrowRight": 39, "ArrowDown": 40, " ": 32}
+        codes = {"Enter": 13, "Tab": 9, "Escape": 27, " ": 32}
+        codes |= {"ArrowLeft": 37, "ArrowRight": 39, "ArrowDown": 40}
         for key in keys:
             text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
             for kind in ("keyDown", "keyUp"):

@@ -18,7 +18,7 @@ from common.weights import pack, why_not
 from data import Tokenizer, encode_chat
 from data.world.strangers import load_strangers
 from model import GPT, GPTConfig
-from page import greedy, largest_difference, odd_texts, read_page, rows_for, same_ids
+from same_numbers import greedy, largest_difference, odd_texts, read_page, rows_for, same_ids
 from sft import encode, sft_data_collator
 from test_report import EVIL, LOGS, TOKENS
 
@@ -64,7 +64,14 @@ def opened(browser, random_page):
     """The browser with that page, when its models are there."""
     browser.open(random_page[0], 1000)
     browser.wait_for("globalThis.inside?.row")
-    return browser
+    yield browser
+    assert "Runtime.exceptionThrown" not in methods(browser)
+
+
+def methods(browser):
+    """What happened since the page was opened."""
+    browser.value("new Promise(done => setTimeout(done, 20))")
+    return [event["method"] for event in browser.events]
 
 
 def run(browser, prompt, **settings):
@@ -72,7 +79,7 @@ def run(browser, prompt, **settings):
     for name, value in {"prompt": prompt, **settings}.items():
         browser.value(f"find('{name}').value = {json.dumps(value)}")
     browser.value("find('run').click()")
-    browser.wait_for("running === null")
+    browser.wait_for("!jobs.size")
     return browser.value("columns.map(column => column.answer())")
 
 
@@ -81,14 +88,15 @@ def in_small_world(browser, small_world):
     """The browser with the page of a run, when its models are there."""
     browser.open(small_world / "report.html", 1000)
     browser.wait_for("globalThis.inside?.row")
-    return browser
+    yield browser
+    assert "Runtime.exceptionThrown" not in methods(browser)
 
 
 # -------------------------------------------------------------------------------------------------
 # Packing
 
 
-def test_rounded_weights_are_near_and_shared():
+def test_a_stage_holds_only_what_it_changed():
     models = make_models()
     about, numbers = pack(models)
     base, tuned, dpo = about["models"]
@@ -113,7 +121,7 @@ def test_what_was_packed_is_what_the_page_holds(random_page):
 
 
 @pytest.mark.parametrize("stage", NAMES)
-def test_odd_weights(stage, tmp_path):
+def test_odd_weights(stage, browser, tmp_path):
     """Tables of zeros, of one huge number, and of numbers that turn around between stages."""
     models = make_models()
     weights = dict(models[stage].model.named_parameters())
@@ -123,9 +131,20 @@ def test_odd_weights(stage, tmp_path):
         weights["blocks.1.mlp.down.weight"].neg_().mul_(100)
     steps = {table["key"]: table["step"] for table in pack(models)[0]["models"][0]["tables"]}
     assert steps["pair_values.weight"] == pytest.approx(1e6 / 16383)
-    for name, rounded in read_page(write_page(tmp_path / "page.html", models)).items():
+    path = write_page(tmp_path / "page.html", models)
+    browser.open(path, 1000)
+    browser.wait_for("globalThis.models")
+    for name, rounded in read_page(path).items():
         for key, p in models[name].model.named_parameters():
             assert (rounded.state_dict()[key] - p).abs().max() < 0.51 * steps[key]
+        found = browser.value(
+            f"(({{ model }}) => [...model.blocks[1].mlp.down.data, ...model.values.data, "
+            f"...model.pair_values.data.slice(0, 9)])(models.find(m => m.name === '{name}'))"
+        )
+        weights = rounded.state_dict()
+        keys = ("blocks.1.mlp.down.weight", "values.weight", "pair_values.weight")
+        expected = torch.cat([weights[key].flatten() for key in keys])
+        assert torch.equal(torch.tensor(found), expected[: len(found)])
 
 
 def test_models_that_are_too_large_stay_out(monkeypatch):
@@ -155,8 +174,8 @@ def test_models_of_another_tokenizer_stay_out():
 def test_the_same_ids(opened, random_page):
     tokenizer = random_page[1]["base"].tokenizer
     texts = odd_texts(2000)
-    assert sum("🦜" in text for text in texts) > 50 < sum("<|end|>" in text for text in texts)
-    assert sum("고양이" in text for text in texts) > 50 < sum("\x85" in text for text in texts)
+    for part in ("🦜", "<|end|>", "고양이", "\x85"):
+        assert sum(part in text for text in texts) > 50
     assert same_ids(opened, tokenizer, texts) == 2000
 
 
@@ -223,7 +242,7 @@ def test_the_prompts_and_the_columns(opened):
     ]
     assert opened.value("columns.map(column => column.name)") == list(NAMES)
     opened.value("find('prompts').children[1].click()")
-    opened.wait_for("running === null")
+    opened.wait_for("!jobs.size")
     assert opened.value("columns.map(column => column.question.textContent)") == ["nods"] * 3
     boxes = "columns.map(column => column.boxes.querySelectorAll('.box').length)"
     assert opened.value(boxes) == opened.value("columns.map(column => column.tokens.length)")
@@ -251,15 +270,15 @@ def test_a_conversation(in_small_world, small_world):
     run(in_small_world, "The capital of", mode="continue", system=STYLE)
     plain = [tokenizer.endoftext, *tokenizer.encode("The capital of")]
     assert in_small_world.value("columns.map(column => column.ids)") == [plain, plain]
-    run(in_small_world, "hi", mode="answer", system="")
-    (alone,) = rows_for("tuned", tokenizer, ["hi"])
-    assert in_small_world.value("columns[1].ids") == alone  # what was continued was no conversation
+    assert in_small_world.value("columns[1].earlier.innerText") == ""
+    run(in_small_world, "hi", mode="answer", system="")  # what was continued was no turn
+    messages += [{"role": "assistant", "content": said.strip()}, {"role": "user", "content": "hi"}]
+    assert in_small_world.value("columns[1].ids") == encode_chat(messages[1:], tokenizer)[0]
 
-    run(in_small_world, "hi")
     in_small_world.value("find('fresh').click()")
     assert in_small_world.value("find('columns').innerText.includes('hi')") is False
     run(in_small_world, "hi")
-    assert in_small_world.value("columns[1].ids") == alone
+    assert in_small_world.value("columns[1].ids") == rows_for("tuned", tokenizer, ["hi"])[0]
 
 
 def test_the_oldest_turns_go(in_small_world, small_world):
@@ -301,7 +320,7 @@ def test_each_token_shows_its_five_likeliest(opened, random_page):
     assert opened.value("columns[1].menu.children.length") == 5
     others = opened.value("[columns[0].answer(), columns[2].answer()]")
     opened.value("columns[1].menu.children[2].click()")
-    opened.wait_for("running === null")
+    opened.wait_for("!jobs.size")
     ids = opened.value("columns[1].tokens.map(token => token.id)")
     stop = tokenizer.end
     (rest,) = model.generate([[*prompt, first, top[2]["id"]]], 62, 0, stop=stop)
@@ -309,27 +328,91 @@ def test_each_token_shows_its_five_likeliest(opened, random_page):
     assert opened.value("[columns[0].answer(), columns[2].answer()]") == others
 
 
-def test_choosing_the_end_ends_the_answer(in_small_world, small_world):
+def test_choosing_the_end_ends_the_answer(in_small_world):
+    answer = run(in_small_world, QUESTION)[1]
+    last = in_small_world.value("columns[1].tokens.length - 1")
+    for option, longer in ((1, True), (0, False)):  # something else, and then the end after all
+        in_small_world.value(f"columns[1].boxes.children[{last}].firstChild.click()")
+        in_small_world.value(f"columns[1].menu.children[{option}].click()")
+        in_small_world.wait_for("!jobs.size")
+        assert (in_small_world.value("columns[1].tokens.length - 1") > last) == longer
+    note = in_small_world.value("columns[1].note.textContent")
+    assert note == f"Stopped by itself after {last + 1} tokens."
+    assert in_small_world.value("columns[1].answer()") == answer
+
+
+def test_an_answer_without_words_is_no_turn(in_small_world, small_world):
     run(in_small_world, QUESTION)
     end = load_stages(small_world)["base"].tokenizer.end
-    code = f"columns[1].write([{{ ...columns[1].tokens[0], id: {end} }}])"
-    in_small_world.value(f"run([columns[1]], [{code}])")
-    in_small_world.wait_for("running === null")
-    assert in_small_world.value("[columns[1].tokens.length, columns[1].answer()]") == [1, ""]
-    assert "Stopped by itself after 1 token" in in_small_world.value("columns[1].note.textContent")
-    run(in_small_world, "hi")  # an empty answer is no turn of the conversation
-    assert in_small_world.value("columns[1].history.length") == 0
+    in_small_world.value(f"columns[1].choose(0, {{ id: {end}, share: 0 }})")
+    in_small_world.wait_for("!jobs.size")
+    assert in_small_world.value("[columns[1].answer(), columns[1].note.textContent]") == [
+        "",
+        "Stopped by itself after 1 token.",
+    ]
+    run(in_small_world, "hi")
+    assert in_small_world.value("columns[1].history") == []
+
+
+def interrupt(browser, prompt, action):
+    """Let the models begin to write. Then do something, before they write on."""
+    asked = f"find('prompt').value = {json.dumps(prompt)}; find('run').click();"
+    begun = "columns.every(column => column.tokens.length) && find('run').textContent === 'Stop'"
+    assert browser.value(f"(() => {{ {asked} const begun = {begun}; {action}; return begun; }})()")
 
 
 def test_stop_keeps_what_was_said(opened):
-    opened.value("find('prompt').value = 'the cat'; find('run').click()")
-    opened.wait_for("columns[0].tokens.length > 2")
-    assert opened.value("find('run').textContent") == "Stop"
-    opened.value("find('run').click()")
-    count = opened.value("columns[0].tokens.length")
-    opened.value("new Promise(done => setTimeout(done, 100))")
-    assert opened.value("columns[0].tokens.length") == count > 0
-    assert opened.value("find('run').textContent") == "Run"
+    interrupt(opened, "the cat", "find('run').click()")
+    counts = opened.value("columns.map(column => column.tokens.length)")
+    opened.value("pause(100)")
+    assert opened.value("columns.map(column => column.tokens.length)") == counts
+    assert max(counts) < 64 and opened.value("find('run').textContent") == "Run"
+    notes = opened.value("columns.map(column => column.note.textContent.split(',')[0])")
+    assert notes == [f"You stopped it after {n} token{'s' * (n > 1)}" for n in counts]
+    assert opened.value("columns.map(column => column.text.ariaBusy)") == ["false"] * 3
+    assert opened.value("columns[1].turn()[1].content === columns[1].answer().trim()")
+
+
+def test_another_prompt_replaces_the_one_in_progress(opened):
+    alone = run(opened, "nods")[0]
+    interrupt(opened, "the cat", "find('prompts').children[1].click()")
+    opened.wait_for("!jobs.size")
+    assert opened.value("columns.map(column => column.prompt)") == ["nods"] * 3
+    assert opened.value("columns[0].answer()") == alone  # the base model remembers nothing
+    interrupt(opened, "the cat", "find('fresh').click()")
+    opened.value("pause(100)")
+    assert opened.value("find('columns').innerText.includes('cat')") is False
+    assert opened.value("columns.map(column => column.tokens.length)") == [0, 0, 0]
+
+
+def test_choosing_lets_the_other_columns_write_on(opened):
+    expected = run(opened, "the cat")
+    opened.value("find('fresh').click()")
+    interrupt(opened, "the cat", "columns[1].choose(0, columns[1].tokens[0].top[3])")
+    opened.wait_for("!jobs.size")
+    answers = opened.value("columns.map(column => column.answer())")
+    assert (answers[0], answers[2]) == (expected[0], expected[2]) and answers[1] != expected[1]
+    assert opened.value("columns[1].tokens[0].id === columns[1].tokens[0].top[3].id")
+
+
+def test_choosing_what_is_there_changes_nothing(opened):
+    """Even when sampling: the rest has the same luck."""
+    expected = run(opened, "the cat", temperature="0.8", seed="5")
+    opened.value("columns[2].boxes.children[4].firstChild.click()")
+    opened.value("columns[2].choose(4, columns[2].tokens[4])")
+    opened.wait_for("!jobs.size")
+    assert opened.value("columns.map(column => column.answer())") == expected
+
+
+def test_the_menu_belongs_to_the_box_in_focus(opened):
+    run(opened, "the cat")
+    opened.value("columns[0].boxes.children[3].firstChild.focus()")
+    opened.value("columns[0].showMenu(columns[0].boxes.children[7])")  # the mouse rests there
+    opened.press("ArrowDown")
+    assert opened.value("document.activeElement.closest('.token').dataset.at") == "3"
+    opened.press("Escape")
+    assert opened.value("columns[0].menu.isConnected") is False
+    assert opened.value("document.activeElement === columns[0].boxes.children[3].firstChild")
 
 
 # -------------------------------------------------------------------------------------------------
@@ -346,7 +429,7 @@ def look(browser, text, kind="chat"):
     browser.wait_for("inside.row")
 
 
-STRIP = """[...find("strip").querySelectorAll("ul:not([aria-hidden]) li")].map(box => {
+STRIP = """[...find("strip").querySelectorAll("ul:not(.legend) li")].map(box => {
   return [box.children[1].textContent, box.className];
 })"""
 MESSAGES = [
@@ -379,17 +462,12 @@ def test_the_mask_is_that_of_sft(in_small_world, small_world):
     assert mean_losses(in_small_world) == pytest.approx(expected, abs=2e-3)
 
     # Switch the first answer off and the first question on.
-    toggles = "find('strip').querySelectorAll('.toggle')"
+    toggles = "find('strip').querySelectorAll('.toggle input')"
     assert in_small_world.value(f"{toggles}.length") == 4
     in_small_world.value(f"{toggles}[1].click()")
     in_small_world.value(f"{toggles}[0].click()")
-    states = in_small_world.value(f"[...{toggles}].map(toggle => toggle.textContent)")
-    assert states == [
-        "user: supervised",
-        "assistant: not supervised",
-        "user: not supervised",
-        "assistant: supervised",
-    ]
+    states = in_small_world.value(f"[...{toggles}].map(toggle => toggle.checked)")
+    assert states == [True, False, False, True]
     ids, labels = batch["input_ids"], batch["labels"].clone()
     second = row["input_ids"].index(tokenizer.assistant)
     end = row["input_ids"].index(tokenizer.user, 1)
@@ -428,11 +506,11 @@ def test_a_long_conversation_is_cut_as_in_sft(in_small_world, small_world):
     look(in_small_world, "\n\n".join(message["content"] for message in messages))
     row = encode({"messages": messages}, tokenizer, 128)
     assert in_small_world.value("inside.row.ids") == row["input_ids"]
-    assert "The oldest turns went" in in_small_world.value("find('loss').textContent")
+    assert "We left out the oldest turns" in in_small_world.value("find('loss').textContent")
     in_small_world.value("inside.row = 1")
     in_small_world.value("find('text').value = 'word '.repeat(300); inside.read()")
     in_small_world.wait_for("inside.row === null")
-    assert "Write something, and shorter" in in_small_world.value("find('loss').textContent")
+    assert "don't fit in 128 tokens" in in_small_world.value("find('loss').textContent")
     assert in_small_world.value("find('heads').children.length") == 0
 
 
@@ -476,6 +554,8 @@ def test_attention_is_that_of_the_network(opened, random_page, monkeypatch):
 
 
 def test_take_the_conversation_from_above(in_small_world):
+    in_small_world.value("find('take').click()")
+    assert "no conversation yet" in in_small_world.value("find('loss').textContent")
     run(in_small_world, QUESTION)
     answer = run(in_small_world, "thanks")[1].strip()
     in_small_world.value("inside.row = null; find('take').click()")
@@ -499,7 +579,7 @@ def test_nothing_that_is_said_becomes_a_part_of_the_page(browser, tmp_path):
     said = run(browser, EVIL, system=EVIL, temperature="1")
     browser.value("columns[1].boxes.children[1].firstChild.click()")
     browser.value("find('prompts').children[1].click()")
-    browser.wait_for("running === null")
+    browser.wait_for("!jobs.size")
     look(browser, EVIL + "\n\n" + "".join(said).replace("\n", " ") + EVIL, "chat")
     look(browser, EVIL + "".join(said), "text")
     assert browser.value(active) == before
@@ -571,10 +651,10 @@ def test_with_the_keyboard_alone(in_small_world):
         page.press("Tab")
         if page.value(f"{focused}.id") == "prompt":
             break
-    page.value("find('prompt').value = ''")
+    page.value("document.activeElement.select()")
     page.ask("Input.insertText", text=QUESTION)
     page.press("Enter")
-    page.wait_for("running === null && columns[1].tokens.length > 2")
+    page.wait_for("!jobs.size && columns[1].tokens.length > 2")
     for _ in range(40):
         page.press("Tab")
         if page.value(f"columns[1].boxes.contains({focused})"):
@@ -583,26 +663,27 @@ def test_with_the_keyboard_alone(in_small_world):
     chosen = page.value("columns[1].tokens[2].top[1].id")
     assert page.value(f"columns[1].menu.children[1] === {focused}")
     page.press("Enter")
-    page.wait_for("running === null")
+    page.wait_for("!jobs.size")
     assert page.value("columns[1].tokens[2].id") == chosen
     assert page.value(f"columns[1].boxes.children[2].firstChild === {focused}")
     page.press("ArrowDown", "Escape")
     assert page.value(f"columns[1].boxes.children[2].firstChild === {focused}")
     for _ in range(40):
         page.press("Tab")
-        if page.value(f"{focused}.className") == "toggle":
+        if page.value(f"{focused}.type") == "checkbox":
             break
-    before = page.value(f"{focused}.textContent")
-    page.press("Enter")
-    assert page.value(f"{focused}.textContent") != before
-    assert page.value(f"{focused}.className") == "toggle"
+    before = page.value(f"{focused}.checked")
+    page.press(" ")
+    assert page.value(f"[{focused}.type, {focused}.checked]") == ["checkbox", not before]
     for _ in range(40):
         page.press("Tab")
         if page.value(f"{focused}.className.includes('look')"):
             break
-    at = page.value("inside.at")
+    last = page.value("inside.row.ids.length - 1")
+    page.press("ArrowLeft", "ArrowRight", "ArrowRight")  # there is nothing behind the end
+    assert page.value("inside.at") == last
     page.press("ArrowLeft")
-    assert page.value("inside.at") == at - 1
+    assert page.value("inside.at") == last - 1
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -634,10 +715,10 @@ def test_everything_to_touch_has_a_name(opened):
     named = {}
     for node in nodes:
         role = node.get("role", {}).get("value")
-        if role in ("button", "textbox", "combobox", "spinbutton", "group", "region", "status"):
+        if role in ("button", "textbox", "combobox", "spinbutton", "group", "region", "checkbox"):
             named.setdefault(role, []).append(node.get("name", {}).get("value", ""))
     assert len(named["button"]) > 50 and len(named["textbox"]) == 3 and len(named["combobox"]) == 4
-    for role in ("button", "textbox", "combobox", "spinbutton", "group", "region"):
+    for role in ("button", "textbox", "combobox", "spinbutton", "group", "region", "checkbox"):
         assert all(named[role]), role
     assert any(re.fullmatch(r".+, <?[\d.]+%", name) for name in named["button"])
 

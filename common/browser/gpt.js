@@ -2,26 +2,26 @@
 /*
  * The GPT of model.py once more, in plain JavaScript: the same parts in the same order.
  *
- * model.py reads many texts at once, because it trains. Here nothing is trained, so we read one
- * token at a time. A vector is a Float32Array, and a cache remembers what the earlier positions
- * offered. Letters: C = n_embd, H heads of D = C / H numbers each, V = vocab_size.
+ * model.py works on batches, because that is fast. Here we read one token at a time: slower, but
+ * simpler. A vector is a Float32Array. A cache keeps the keys and values of the earlier positions.
+ * Letters: C = n_embd, H heads of D = C / H numbers each, V = vocab_size.
  */
 
-const PAIR_ROWS = 32768; // rows in the table for pairs of tokens; there are more pairs
+const PAIR_ROWS = 32768; // rows in the table for pairs; there are more pairs, so they share rows
 
-/** Numbers as shares of 1: exp(x) / sum of all exp(x). The largest is subtracted first, so exp()
+/** Numbers as shares of 1: exp(x) / sum of all exp(x). We subtract the largest first, so exp()
  * can't overflow. */
 function softmax(x) {
-  const largest = x.reduce((a, b) => Math.max(a, b));
+  const largest = Math.max(...x);
   const shares = x.map((number) => Math.exp(number - largest));
   const sum = shares.reduce((a, b) => a + b);
   return shares.map((share) => share / sum);
 }
 
-/** How surprised the model was by the target: -ln of the probability it gave, in nats.
- * logits: V numbers. target: an id. */
+/** How surprised the model was by the target, in nats: -ln of the probability it gave, which is
+ * -ln(exp(logit) / sum) = ln(sum) - logit. logits: V numbers. target: an id. */
 function crossEntropy(logits, target) {
-  const largest = logits.reduce((a, b) => Math.max(a, b));
+  const largest = Math.max(...logits);
   const sum = logits.reduce((total, logit) => total + Math.exp(logit - largest), 0);
   return Math.log(sum) + largest - logits[target];
 }
@@ -55,14 +55,14 @@ function norm(x) {
   return x.map((number) => (number - mean) / Math.sqrt(variance + 1e-5));
 }
 
-/** Rotary positions: turn each pair (x[i], x[i + D/2]) by an angle of position * frequency[i].
- * x: D numbers. */
+/** Rotary positions: turn each pair (x[i], x[i + D/2]) by an angle of position * frequency.
+ * Afterwards, the dot product of a query and a key depends only on their distance. */
 function rotate(x, position) {
   const y = new Float32Array(x.length);
   const half = x.length / 2;
   for (let i = 0; i < half; i++) {
-    const angle = position * 10000 ** (-i / half);
-    const [cos, sin] = [Math.cos(angle), Math.sin(angle)];
+    const frequency = 10000 ** (-i / half); // radians per position
+    const [cos, sin] = [Math.cos(position * frequency), Math.sin(position * frequency)];
     y[i] = x[i] * cos - x[i + half] * sin;
     y[i + half] = x[i] * sin + x[i + half] * cos;
   }
@@ -71,24 +71,25 @@ function rotate(x, position) {
 
 /** A query takes an average of the values, weighted by how well their keys match.
  * q: D numbers. keys, values: for each position so far, D numbers. There are no later positions,
- * so nothing needs a causal mask. Returns the average, D numbers, and the weights. */
+ * so nothing needs a causal mask. Returns the average, D numbers, and each position's share. */
 function attend(q, keys, values) {
   const scores = keys.map((k) => q.reduce((sum, number, i) => sum + number * k[i], 0));
-  const weights = softmax(scores.map((score) => score / Math.sqrt(q.length)));
+  const shares = softmax(scores.map((score) => score / Math.sqrt(q.length)));
   const y = new Float32Array(q.length);
   for (let s = 0; s < values.length; s++) {
-    for (let i = 0; i < y.length; i++) y[i] += weights[s] * values[s][i];
+    for (let i = 0; i < y.length; i++) y[i] += shares[s] * values[s][i];
   }
-  return { y, weights };
+  return { y, shares };
 }
 
 /** Causal self-attention: the only place where positions exchange information. */
 class Attention {
   constructor(weights, prefix, config) {
     this.n_head = config.n_head;
-    for (const name of ["query", "key", "value", "proj"]) {
-      this[name] = weights[`${prefix}.${name}.weight`];
-    }
+    this.query = weights[`${prefix}.query.weight`];
+    this.key = weights[`${prefix}.key.weight`];
+    this.value = weights[`${prefix}.value.weight`];
+    this.proj = weights[`${prefix}.proj.weight`];
   }
 
   /** x: C numbers. extra: what we add to the values, C numbers. cache: this layer's. */
@@ -98,15 +99,15 @@ class Attention {
     const k = linear(this.key, x); // what it offers
     const v = add(linear(this.value, x), extra); // what it passes on
     const out = new Float32Array(x.length);
-    const looks = []; // for each head, the weights of all positions
+    const looks = []; // for each head, the share of each position
     for (let head = 0; head < this.n_head; head++) {
       const part = (vector) => vector.subarray(head * D, (head + 1) * D);
-      cache.keys[head].push(rotate(norm(part(k)), position));
+      const turned = (vector) => rotate(norm(part(vector)), position); // norm: scores stay small
+      cache.keys[head].push(turned(k));
       cache.values[head].push(part(v));
-      const query = rotate(norm(part(q)), position);
-      const { y, weights } = attend(query, cache.keys[head], cache.values[head]);
+      const { y, shares } = attend(turned(q), cache.keys[head], cache.values[head]);
       out.set(y, head * D);
-      looks.push(weights);
+      looks.push(shares);
     }
     cache.looks.push(looks);
     return linear(this.proj, out);
@@ -141,7 +142,7 @@ class Block {
 
 class GPT {
   /** config: block_size, n_layer, n_head. weights: {name: {rows, columns, data}}, with model.py's
-   * names. alias: for each token, as which token it counts in a pair. */
+   * names. alias: in a pair, alias[id] stands in for id. */
   constructor(config, weights, alias) {
     this.config = config;
     this.embed = weights["embed.weight"];
@@ -157,9 +158,10 @@ class GPT {
   /** Read one more token. Returns the residual stream after the last block, C numbers. */
   hidden(id, cache) {
     const position = cache.length;
-    const pair = (36313 * this.alias[id] + 27191 * this.alias[cache.last]) % PAIR_ROWS;
-    const extra = add(lookUp(this.values, id), lookUp(this.pair_values, pair));
     let x = norm(lookUp(this.embed, id));
+    // What every layer adds to its values: a row for the token, and one for it and the one before.
+    const pair = (36313 * this.alias[id] + 27191 * this.alias[cache.last]) % PAIR_ROWS; // a hash
+    const extra = add(lookUp(this.values, id), lookUp(this.pair_values, pair));
     this.blocks.forEach((block, i) => {
       x = block.forward(x, extra, position, cache.layers[i]);
     });
@@ -173,15 +175,16 @@ class GPT {
     return linear(this.embed, x);
   }
 
-  /** Read a text and predict each next token. Yields the logits after each id, so that a page can
-   * do something else in between. ids: at most block_size. */
+  /** Read a text and predict each next token. Yields the logits after each id, one at a time, so
+   * the page can react in between. ids: at most block_size. cache: an empty one, to keep. */
   *forward(ids, cache = new Cache(this.config)) {
     for (const id of ids) yield this.head(this.hidden(id, cache));
   }
 
   /** Continue a prompt. Yields {id, logits} for each new token, and null while it still reads.
-   * prompt: ids, at least one. stop: the id that ends the text, and is yielded, too. temperature
-   * and random: see sample(). A text that outgrows block_size continues from its last half. */
+   * prompt: ids, at least one. stop: the id that ends the text; we yield it, too. Without it, this
+   * never ends: take as many tokens as you want. temperature, random: see sample(). A text that
+   * outgrows block_size continues from its last half block. */
   *generate(prompt, temperature, stop, random) {
     const { block_size } = this.config;
     let context = [...prompt];
@@ -192,8 +195,8 @@ class GPT {
       if (cache === null || cache.length === block_size) { // read all of the context
         if (context.length > block_size) context = context.slice(-Math.max(1, block_size >> 1));
         cache = new Cache(this.config);
-        for (const read of context) {
-          x = this.hidden(read, cache);
+        for (const earlier of context) {
+          x = this.hidden(earlier, cache);
           yield null;
         }
       } else { // read the newest token; the cache knows the rest
@@ -207,7 +210,8 @@ class GPT {
   }
 }
 
-/** Keys and values so far, so that we compute each of them only once. */
+/** All layers' keys and values so far, so that we compute each of them only once. looks: the shares
+ * of attention, which only the page needs, to draw them. */
 class Cache {
   constructor(config) {
     this.length = 0;
@@ -222,10 +226,15 @@ class Cache {
 /** Choose a token. temperature: divides the logits; 0 always takes the likeliest token.
  * random: a function that returns a number from 0 to 1. */
 function sample(logits, temperature, random) {
-  if (temperature < 1e-6) return logits.indexOf(logits.reduce((a, b) => Math.max(a, b)));
+  const likeliest = logits.indexOf(Math.max(...logits));
+  if (temperature < 1e-6) return likeliest;
   const shares = softmax(logits.map((logit) => logit / temperature));
   let left = random();
-  return Math.max(0, shares.findIndex((share) => (left -= share) < 0)); // -1 only by rounding
+  for (let id = 0; id < shares.length; id++) {
+    left -= shares[id];
+    if (left < 0) return id;
+  }
+  return likeliest; // the shares add up to a little less than 1
 }
 
 /** A function that returns random numbers from 0 to 1, the same ones for the same seed

@@ -1,14 +1,14 @@
 "use strict";
 /*
- * data/tokenizer.py and data/chat.py once more: text to token ids and back, and the chat template.
+ * data/tokenizer.py, data/chat.py and fit() of common/completion.py once more: text to token ids
+ * and back, and the chat template.
  *
  * A token is a string of bytes. Here each character of such a string is one byte, from 0 to 255.
  */
 
 const SPECIAL = ["<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"];
-const IGNORE_INDEX = -100;
 
-// White_Space is what Python and tiktoken call \s. JavaScript's \s is a little different.
+// tiktoken's \s is White_Space. JavaScript's \s differs a little.
 const WORDS = new RegExp(
   "[\\x0e\\x0f]|'(?:[sdmt]|ll|ve|re)| ?\\p{L}+| ?\\p{N}+| ?[^\\p{White_Space}\\p{L}\\p{N}]+" +
     "|\\p{White_Space}+(?!\\P{White_Space})|\\p{White_Space}+",
@@ -49,11 +49,11 @@ class Tokenizer {
   encodeWord(word) {
     if (this.rank.has(word)) return [this.rank.get(word)];
     const parts = [...word];
-    for (;;) {
+    while (true) {
       let [first, at] = [Infinity, -1];
       for (let i = 0; i + 1 < parts.length; i++) {
         const rank = this.rank.get(parts[i] + parts[i + 1]);
-        if (rank < first) [first, at] = [rank, i];
+        if (rank < first) [first, at] = [rank, i]; // false for undefined
       }
       if (at < 0) return parts.map((part) => this.rank.get(part));
       parts.splice(at, 2, parts[at] + parts[at + 1]);

@@ -13,8 +13,8 @@ async function inflate(base64) {
 /** All models of the page, as [{name, model}]. about: what pack() wrote. bytes: its numbers.
  *
  * The low bytes of all numbers come first, then the high bytes. A stage's numbers are what it
- * added to those of the stage before, in steps of step. It has no entry for a table that it left
- * alone. The sign is in the lowest bit, so that small numbers have an empty high byte. */
+ * added to those of the stage before, in steps. A table that didn't change isn't in its list. The
+ * sign is in the lowest bit, so that small numbers have an empty high byte. */
 function unpack(about, bytes) {
   const half = bytes.length / 2;
   const counts = {}; // name of a table -> its numbers, in steps

@@ -1,8 +1,8 @@
 """
 Check the models in a page against torch's, in a real browser, and print how they do.
 
-    python tests/page.py         # out/report.html, made by python compare.py
-    python tests/page.py FOLDER  # FOLDER/report.html
+    python tests/same_numbers.py         # out/report.html, made by python compare.py
+    python tests/same_numbers.py FOLDER  # FOLDER/report.html
 """
 
 import argparse
@@ -144,7 +144,7 @@ LONGEST_PAUSE = """new Promise(done => {
     const now = performance.now();
     longest = Math.max(longest, now - last);
     last = now;
-    if (running) setTimeout(tick); else done(longest);
+    if (jobs.size) setTimeout(tick); else done(longest);
   };
   find("run").click();
   tick();
