@@ -53,13 +53,14 @@ def page(paths, logs, talk, examples, table, models=None, why_not=""):
     "base", "tuned", ...}]. table: a heading and its rows, see score_table(), or None. models: what
     pack() in weights.py returns, to put them into the page, or None. why_not: then, the reason.
     """
-    files = {name: f"<code>{safe(path)}</code>" for name, path in paths.items()}
+    files = ", ".join(f"<code>{safe(path)}</code>" for path in paths.values())
     curves = "".join(curve(*log) for log in logs)
-    third = f" Preferences turned that into {files['dpo']}." if "dpo" in files else ""
+    third = " Preferences then made it <b>dpo</b>, which favors the better answer."
     parts = [
         "<h1>From parrot to assistant</h1>",
-        f"<p>The base model, {files['base']}, has only read plain text. "
-        f"Fine-tuning on conversations turned it into {files['tuned']}.{third}</p>",
+        "<p>A small language model, at each stage of its education. First, it only read text: "
+        "<b>base</b> continues whatever you begin, like a parrot. Fine-tuning on conversations "
+        f"made it <b>tuned</b>, which answers.{third if 'dpo' in paths else ''}</p>",
     ]
     if why_not:
         parts.append(f"<p>The models themselves are not in this page. {safe(why_not)}</p>")
@@ -74,12 +75,14 @@ def page(paths, logs, talk, examples, table, models=None, why_not=""):
         parts.append(f"<h2>What each model can answer</h2>{score_rows(*table)}")
     parts.append("<h2>The models, side by side</h2>")
     parts += [all_completions(**example) for example in examples]
+    parts.append(f'<p class="note">Made from {files}.</p>')
     scripts = [part(name) for name in SCRIPTS] if models else []
     if models:
         about, numbers = models
         first = examples[0]
         about["prompts"] = [example["prompt"] for example in examples]
-        about["talk"] = [first["prompt"], first["tuned"].strip() or "..."]
+        said = {"user": first["prompt"], "assistant": first["tuned"].strip() or "..."}
+        about["talk"] = [{"role": role, "content": text} for role, text in said.items()]
         parts += [data("about", json.dumps(about)), data("weights", numbers)]
         parts += [f"<script>{script}</script>" for script in scripts]
     return head(scripts) + "\n".join(parts) + "\n</body></html>\n"
@@ -102,7 +105,7 @@ def score_rows(heading, rows):
 
 def all_completions(prompt, **completions):
     """One prompt and each model's completion."""
-    html = f'<h3 dir="auto">{safe(prompt)}</h3><div class="two">'
+    html = f'<h3 dir="auto">{safe(prompt)}</h3><div class="columns">'
     for name, text in completions.items():
         said = f'<div dir="auto">{safe(text.strip(" "))}</div>'
         html += f'<div class="said {name}"><b>{name}</b>{said}</div>'

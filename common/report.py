@@ -161,7 +161,8 @@ def score_table(scores):
         rows.append([label, *cells])
     bits = [scores[name].get("val_bpb") for name in names]
     rows.append(["bits per byte of plain text", *("-" if b is None else f"{b:.3f}" for b in bits)])
-    for kind in scores.get("tuned", {}).get("strangers", {}):
+    kinds = scores.get("tuned", {}).get("strangers", {})
+    for kind in sorted(kinds, key=lambda kind: kind != "in all"):
         label = {"in all": "what strangers typed", "refuses": "  refuses what it should know"}
         cells = [percent(scores[name].get("strangers", {}).get(kind)) for name in names]
         rows.append([label.get(kind, f"  {kind}"), *cells])

@@ -171,7 +171,7 @@ def main():
         try:
             started = time.perf_counter()
             browser.open(path.absolute(), 1000)
-            browser.wait_for("globalThis.inside?.row")
+            browser.wait_for("globalThis.inside?.row && !jobs.size")
             print(f"open, unpacked and drawn after {time.perf_counter() - started:.1f} s")
             texts = odd_texts(2000)
             print(f"the same ids for {same_ids(browser, tokenizer, texts):,} of 2,000 texts")

@@ -62,10 +62,16 @@ def random_page(tmp_path_factory):
 @pytest.fixture
 def opened(browser, random_page):
     """The browser with that page, when its models are there."""
-    browser.open(random_page[0], 1000)
-    browser.wait_for("globalThis.inside?.row")
+    open_page(browser, random_page[0])
+    browser.value("find('fresh').click()")
     yield browser
     assert "Runtime.exceptionThrown" not in methods(browser)
+
+
+def open_page(browser, path, width=1000, scheme="light"):
+    """Open a page, and wait until its models have answered the first prompt by themselves."""
+    browser.open(path, width, scheme)
+    browser.wait_for("globalThis.inside?.row && !jobs.size")
 
 
 def methods(browser):
@@ -86,8 +92,8 @@ def run(browser, prompt, **settings):
 @pytest.fixture
 def in_small_world(browser, small_world):
     """The browser with the page of a run, when its models are there."""
-    browser.open(small_world / "report.html", 1000)
-    browser.wait_for("globalThis.inside?.row")
+    open_page(browser, small_world / "report.html")
+    browser.value("find('fresh').click()")
     yield browser
     assert "Runtime.exceptionThrown" not in methods(browser)
 
@@ -235,7 +241,11 @@ def test_sampling_follows_the_probabilities(opened):
 # Type and watch
 
 
-def test_the_prompts_and_the_columns(opened):
+def test_the_prompts_and_the_columns(browser, random_page):
+    opened = browser
+    open_page(opened, random_page[0])  # there is something to see at once
+    assert opened.value("columns.map(column => column.prompt)") == ["the cat?"] * 3
+    assert min(opened.value("columns.map(column => column.tokens.length)")) > 0
     assert opened.value("[...find('prompts').children].map(chip => chip.textContent)") == [
         "the cat?",
         "nods",
@@ -244,6 +254,7 @@ def test_the_prompts_and_the_columns(opened):
     opened.value("find('prompts').children[1].click()")
     opened.wait_for("!jobs.size")
     assert opened.value("columns.map(column => column.question.textContent)") == ["nods"] * 3
+    assert opened.value("columns.map(column => column.history.length)") == [0] * 3  # starts anew
     boxes = "columns.map(column => column.boxes.querySelectorAll('.box').length)"
     assert opened.value(boxes) == opened.value("columns.map(column => column.tokens.length)")
     assert min(opened.value(boxes)) > 0
@@ -291,6 +302,36 @@ def test_the_oldest_turns_go(in_small_world, small_world):
     assert len(ids) <= 96 and 2 <= len(history) < 16
     again = fit([*history, {"role": "user", "content": QUESTION}], tokenizer, 96)
     assert (again[0][:-1], again[1]) == (history, ids)
+    assert "oldest turns no longer fit" in in_small_world.value("columns[1].earlier.innerText")
+
+
+def test_try_again_in_place_of_the_last_turn(in_small_world):
+    run(in_small_world, QUESTION)
+    first = run(in_small_world, "thanks", temperature="1", seed="7")
+    ids = in_small_world.value("columns[1].ids")
+    in_small_world.value("find('prompt').value = 'something else'; find('again').click()")
+    in_small_world.wait_for("!jobs.size")
+    assert in_small_world.value("columns[1].ids") == ids  # the same question, after the same turns
+    assert in_small_world.value("[find('seed').value, columns[1].settings.seed]") == ["8", "8"]
+    assert in_small_world.value("columns.map(column => column.answer())") != first
+    in_small_world.value("find('temperature').value = '0'; find('again').click()")
+    assert "every seed gives the same" in in_small_world.value("find('status').textContent")
+
+
+def test_settings_that_make_no_sense(in_small_world):
+    """The browser says what is wrong, and nothing runs."""
+    for name, value in (
+        ("temperature", "-1"),
+        ("temperature", ""),
+        ("seed", "0.5"),
+        ("seed", "-1"),
+    ):
+        in_small_world.value(f"find('{name}').value = '{value}'; find('prompt').focus()")
+        in_small_world.press("Enter")
+        assert in_small_world.value("columns.map(column => column.prompt)") == ["", ""]
+        in_small_world.value(f"find('{name}').value = '1'")
+    run(in_small_world, QUESTION)
+    assert in_small_world.value("columns[1].prompt") == QUESTION
 
 
 def test_a_prompt_that_is_too_long_changes_nothing(in_small_world):
@@ -318,6 +359,7 @@ def test_each_token_shows_its_five_likeliest(opened, random_page):
     for option in top:
         assert option["share"] == pytest.approx(shares[option["id"]].item(), abs=1e-4)
     assert opened.value("columns[1].menu.children.length") == 5
+    assert opened.value("columns[1].menu.children[0].ariaPressed") == "true"
     others = opened.value("[columns[0].answer(), columns[2].answer()]")
     opened.value("columns[1].menu.children[2].click()")
     opened.wait_for("!jobs.size")
@@ -368,7 +410,7 @@ def test_stop_keeps_what_was_said(opened):
     assert opened.value("columns.map(column => column.tokens.length)") == counts
     assert max(counts) < 64 and opened.value("find('run').textContent") == "Run"
     notes = opened.value("columns.map(column => column.note.textContent.split(',')[0])")
-    assert notes == [f"You stopped it after {n} token{'s' * (n > 1)}" for n in counts]
+    assert notes[:2] == [f"You stopped it after {n} token{'s' * (n > 1)}" for n in counts[:2]]
     assert opened.value("columns.map(column => column.text.ariaBusy)") == ["false"] * 3
     assert opened.value("columns[1].turn()[1].content === columns[1].answer().trim()")
 
@@ -429,7 +471,7 @@ def look(browser, text, kind="chat"):
     browser.wait_for("inside.row")
 
 
-STRIP = """[...find("strip").querySelectorAll("ul:not(.legend) li")].map(box => {
+STRIP = """[...find("strip").querySelectorAll("li:not(.legend)")].map(box => {
   return [box.children[1].textContent, box.className];
 })"""
 MESSAGES = [
@@ -438,7 +480,10 @@ MESSAGES = [
     {"role": "user", "content": "thanks"},
     {"role": "assistant", "content": "You're welcome.\nBye!"},
 ]
-TEXT = "\n\n".join(message["content"] for message in MESSAGES)
+
+
+def as_text(messages):
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
 def mean_losses(browser):
@@ -451,7 +496,7 @@ def test_the_mask_is_that_of_sft(in_small_world, small_world):
     """Labels and losses as sft.py would have them, for the turns that the reader switches on."""
     tokenizer = load_stages(small_world)["base"].tokenizer
     models = read_page(small_world / "report.html")
-    look(in_small_world, TEXT)
+    look(in_small_world, as_text(MESSAGES))
     row = encode({"messages": MESSAGES}, tokenizer)
     batch = sft_data_collator([row], tokenizer)
     labels = [str(label).replace("-", "−") for label in row["labels"]]
@@ -503,12 +548,12 @@ def test_plain_text_has_no_mask(in_small_world, small_world):
 def test_a_long_conversation_is_cut_as_in_sft(in_small_world, small_world):
     tokenizer = load_stages(small_world)["base"].tokenizer
     messages = MESSAGES * 3
-    look(in_small_world, "\n\n".join(message["content"] for message in messages))
+    look(in_small_world, as_text(messages))
     row = encode({"messages": messages}, tokenizer, 128)
     assert in_small_world.value("inside.row.ids") == row["input_ids"]
     assert "We left out the oldest turns" in in_small_world.value("find('loss').textContent")
     in_small_world.value("inside.row = 1")
-    in_small_world.value("find('text').value = 'word '.repeat(300); inside.read()")
+    in_small_world.value("find('text').value = 'user: ' + 'word '.repeat(300); inside.read()")
     in_small_world.wait_for("inside.row === null")
     assert "don't fit in 128 tokens" in in_small_world.value("find('loss').textContent")
     assert in_small_world.value("find('heads').children.length") == 0
@@ -526,8 +571,7 @@ def test_attention_is_that_of_the_network(opened, random_page, monkeypatch):
         return attend(q, k, v, mask, dropout)
 
     monkeypatch.setattr(network, "attend", record)
-    text = "the cat\n\nnods"
-    look(opened, text)
+    look(opened, "user: the cat\nassistant: nods")
     ids = opened.value("inside.row.ids")
     with torch.no_grad():
         read_page(path)["tuned"].hidden(torch.tensor([ids]))
@@ -556,12 +600,31 @@ def test_attention_is_that_of_the_network(opened, random_page, monkeypatch):
 def test_take_the_conversation_from_above(in_small_world):
     in_small_world.value("find('take').click()")
     assert "no conversation yet" in in_small_world.value("find('loss').textContent")
-    run(in_small_world, QUESTION)
-    answer = run(in_small_world, "thanks")[1].strip()
+    run(in_small_world, QUESTION, system=STYLE)
+    run(in_small_world, "thanks", system=STYLE)
+    assert "with tuned" in in_small_world.value("find('take').textContent")
     in_small_world.value("inside.row = null; find('take').click()")
     in_small_world.wait_for("inside.row")
-    text = in_small_world.value("find('text').value").split("\n\n")
-    assert (text[0], text[2:]) == (QUESTION, ["thanks", answer])
+    read = "[...columns[1].ids, ...columns[1].tokens.map(token => token.id)]"
+    assert in_small_world.value("inside.row.ids") == in_small_world.value(read)
+
+
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        (" \n", "Type something first."),
+        ("hi", "Begin each turn with"),
+        ("user: hi\nuser: again", "Begin each turn with"),
+        ("assistant: hi", "Begin each turn with"),
+        ("system: hi", "Begin each turn with"),
+        ("user: hi\nassistant: ho\nsystem: hi", "Begin each turn with"),
+        ("user: hi\nassistant: \nuser: ho", "One of the turns is empty."),
+    ],
+)
+def test_a_conversation_that_is_none(text, why, in_small_world):
+    in_small_world.value(f"find('text').value = {json.dumps(text)}; inside.read()")
+    assert why in in_small_world.value("find('loss').textContent")
+    assert in_small_world.value("find('strip').children.length") == 0
 
 
 # -------------------------------------------------------------------------------------------------
@@ -572,15 +635,14 @@ def test_nothing_that_is_said_becomes_a_part_of_the_page(browser, tmp_path):
     """Evil prompts, typed and ready, and models whose tokens are HTML."""
     models = make_models(EVIL * 3, vocab_size=310, block_size=256)
     path = write_page(tmp_path / "evil.html", models, (EVIL, "</script><script>alert(3)</script>"))
-    browser.open(path, 1000)
-    browser.wait_for("globalThis.inside?.row")
+    open_page(browser, path)
     active = "document.querySelectorAll('script, img, style, [onerror]').length"
     before = browser.value(active)
     said = run(browser, EVIL, system=EVIL, temperature="1")
     browser.value("columns[1].boxes.children[1].firstChild.click()")
     browser.value("find('prompts').children[1].click()")
     browser.wait_for("!jobs.size")
-    look(browser, EVIL + "\n\n" + "".join(said).replace("\n", " ") + EVIL, "chat")
+    look(browser, f"user: {EVIL}\nassistant: {''.join(said)} {EVIL}", "chat")
     look(browser, EVIL + "".join(said), "text")
     assert browser.value(active) == before
     assert EVIL in browser.value("find('prompts').textContent")
@@ -689,8 +751,7 @@ def test_with_the_keyboard_alone(in_small_world):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 800, 1400])
 def test_it_fits_every_screen(width, scheme, browser, random_page):
-    browser.open(random_page[0], width, scheme)
-    browser.wait_for("globalThis.inside?.row")
+    open_page(browser, random_page[0], width, scheme)
     run(browser, "the cat " + "nods" * 20)
     for i in (1, 30):
         browser.value(f"columns[0].boxes.children[{i}].firstChild.focus()")
@@ -709,6 +770,7 @@ def test_it_fits_every_screen(width, scheme, browser, random_page):
 
 def test_everything_to_touch_has_a_name(opened):
     """As a screen reader tells it."""
+    opened.value("document.querySelector('details').open = true")
     run(opened, "the cat")
     opened.value("columns[1].boxes.children[1].firstChild.click()")
     nodes = opened.ask("Accessibility.getFullAXTree")["nodes"]
@@ -718,7 +780,7 @@ def test_everything_to_touch_has_a_name(opened):
         if role in ("button", "textbox", "combobox", "spinbutton", "group", "region", "checkbox"):
             named.setdefault(role, []).append(node.get("name", {}).get("value", ""))
     assert len(named["button"]) > 50 and len(named["textbox"]) == 3 and len(named["combobox"]) == 4
-    for role in ("button", "textbox", "combobox", "spinbutton", "group", "region", "checkbox"):
+    for role in ("button", "textbox", "combobox", "spinbutton", "region", "checkbox"):
         assert all(named[role]), role
     assert any(re.fullmatch(r".+, <?[\d.]+%", name) for name in named["button"])
 

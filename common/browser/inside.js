@@ -5,10 +5,21 @@
 
 const IGNORE_INDEX = -100;
 
-/** A text with blank lines between its turns, as messages. */
+/** A text whose turns begin with "user:" or "assistant:", as messages. It may begin with "system:".
+ * Throws an Error that says what the reader can do. */
 function toMessages(text) {
-  const turns = text.split(/\n\s*\n/).filter((turn) => turn.trim());
-  return turns.map((turn, i) => ({ role: i % 2 ? "assistant" : "user", content: turn.trim() }));
+  const [before, ...parts] = text.split(/^(system|user|assistant):/m);
+  const messages = [];
+  for (let i = 0; i < parts.length; i += 2) {
+    messages.push({ role: parts[i], content: parts[i + 1].trim() });
+  }
+  const turns = messages.slice(messages[0]?.role === "system" ? 1 : 0);
+  const inTurns = turns.every(({ role }, i) => role === (i % 2 ? "assistant" : "user"));
+  if (before.trim() || !turns.length || !inTurns) {
+    throw new Error('Begin each turn with "user:" or "assistant:", in turns, the user first.');
+  }
+  if (messages.some(({ content }) => !content)) throw new Error("One of the turns is empty.");
+  return messages;
 }
 
 /** The labels of a row. on: {turn: true or false}, for the turns that the reader switched. */
@@ -30,10 +41,13 @@ class Inside {
       find("layer").append(make("option", { value: i }, `${i + 1}`));
     }
     for (const name of ["who", "layer"]) find(name).addEventListener("input", () => this.heads());
+    const column = columns.at(-1);
+    find("take").textContent = `Take the conversation with ${column.name} from above`;
     find("take").addEventListener("click", () => {
-      const column = columns.at(-1);
       const messages = [...column.history, ...column.turn()];
-      if (messages.length) this.show(messages.map(({ content }) => content));
+      const system = column.settings.system?.trim();
+      if (system) messages.unshift({ role: "system", content: system });
+      if (column.turn().length) this.show(messages);
       else find("loss").textContent = "There is no conversation yet. Ask something above first.";
     });
     for (const type of ["pointerover", "focusin", "click"]) {
@@ -43,11 +57,11 @@ class Inside {
     }
   }
 
-  /** Show a conversation. texts: what user and assistant say, in turns. */
-  show(texts) {
+  /** Show a conversation. messages: [{role, content}, ...]. */
+  show(messages) {
     find("kind").value = "chat";
-    const turns = texts.map((text) => text.trim().replace(/\n\s*\n/g, "\n"));
-    find("text").value = turns.join("\n\n");
+    const turns = messages.map(({ role, content }) => `${role}: ${content.trim()}`);
+    find("text").value = turns.join("\n");
     return this.read();
   }
 
@@ -118,14 +132,12 @@ class Inside {
     if (!row) return;
     const labels = labelsOf(row, this.on);
     const names = this.models.map(({ name }) => name);
-    const figures = ["label", ...names].map((name) => make("span", {}, name));
-    const legend = make("li", { class: "supervised" }, make("span", { class: "token" }, "token"));
-    legend.append(...figures);
-    find("strip").append(make("ul", { class: "tokens legend" }, legend));
+    const legend = make("li", { class: "legend" }, make("span", { class: "token" }, "token"));
+    legend.append(...["label", ...names].map((name) => make("span", {}, name)));
     let list;
     row.ids.forEach((id, i) => {
       if (row.turns[i] !== row.turns[i - 1]) {
-        list = make("ul", { class: "tokens" });
+        list = make("ul", { class: "tokens" }, legend.cloneNode(true));
         const isCue = id === this.tokenizer.assistant && i === row.ids.length - 1;
         if (!isCue) find("strip").append(this.toggle(row.turns[i], labels));
         find("strip").append(list);

@@ -4,7 +4,11 @@
  */
 
 const MAX_NEW_TOKENS = 64;
-const TITLES = { base: "base: the parrot", tuned: "tuned: the assistant", dpo: "dpo: preferences" };
+const CAPTIONS = {
+  base: ["base", "continues your last prompt as plain text. It remembers no conversation."],
+  tuned: ["tuned", "answers: it was fine-tuned on conversations."],
+  dpo: ["dpo", "answers: it then learned which of two answers is better."],
+};
 
 const jobs = new Map(); // column -> the generator that writes its answer
 let looping = false;
@@ -41,17 +45,19 @@ class Column {
     this.boxes = make("div", { class: "boxes", role: "group", "aria-label": "tokens" });
     this.note = make("p", { class: "note" });
     this.menu = make("span", { class: "menu", role: "group", "aria-label": "likeliest tokens" });
-    const label = TITLES[name];
+    const [label, caption] = CAPTIONS[name];
     this.element = make("section", { class: `said ${name}`, "aria-label": label });
-    this.element.append(make("b", {}, label));
-    this.element.append(this.earlier, this.question, this.text, this.boxes, this.note);
+    this.element.append(make("p", { class: "note" }, make("strong", {}, label), ` ${caption}`));
+    // The boxes come first: below the text, they would jump whenever it fills another line.
+    this.element.append(this.earlier, this.question, this.boxes, this.text, this.note);
     arrowKeys(this.boxes, ".box");
     this.listen();
     this.clear();
   }
 
   clear() {
-    Object.assign(this, { history: [], prompt: "", settings: {}, ids: [], tokens: [] });
+    const nothing = { history: [], forgot: false, prompt: "", settings: {}, ids: [], tokens: [] };
+    Object.assign(this, nothing);
     for (const part of [this.earlier, this.question, this.text, this.boxes, this.note]) {
       part.replaceChildren();
     }
@@ -69,7 +75,7 @@ class Column {
       if (!this.boxes.contains(document.activeElement)) this.menu.remove();
     };
     const on = (type, action) => this.boxes.addEventListener(type, action);
-    on("pointerover", ({ target }) => after(150, () => this.showMenu(target)));
+    on("pointermove", ({ target }) => after(150, () => this.showMenu(target)));
     on("pointerleave", () => after(400, hide));
     on("click", ({ target }) => target.closest(".box")?.focus()); // Safari doesn't by itself
     on("focusin", ({ target }) => this.showMenu(target));
@@ -77,14 +83,15 @@ class Column {
     on("keydown", (event) => this.moveInMenu(event));
   }
 
-  /** What the model would read: {ids, history, prompt, settings}. Throws an Error that says what
-   * the reader can do, if it is too long. */
-  prepare(prompt, settings) {
+  /** What the model would read: {ids, history, forgot, prompt, settings}. again: in place of the
+   * last turn. Throws an Error that says what the reader can do, if it is too long. */
+  prepare(prompt, settings, again) {
     const { tokenizer } = this;
     const { block_size } = this.model.config;
     const room = block_size - Math.min(MAX_NEW_TOKENS, block_size >> 2); // most answers are short
     const system = settings.system.trim();
-    let history = [...this.history, ...this.turn()];
+    let history = [...this.history, ...(again ? [] : this.turn())];
+    let forgot = this.forgot && history.length > 0;
     let ids;
     if (settings.mode === "continue") {
       ids = [tokenizer.endoftext, ...tokenizer.encode(prompt)];
@@ -95,23 +102,29 @@ class Column {
       const first = system ? [{ role: "system", content: system }] : [];
       const last = { role: "user", content: prompt.trim() };
       const fitted = fit([...first, ...history, last], tokenizer, room);
+      forgot ||= fitted.length < first.length + history.length + 1;
       history = fitted.slice(first.length, -1);
       ids = encodeChat(fitted, tokenizer).ids;
     }
     if (ids.length > room) {
       throw new Error(`That takes ${ids.length} tokens, but only ${room} fit. Shorten it.`);
     }
-    return { ids, history, prompt, settings };
+    return { ids, history, forgot, prompt, settings };
   }
 
   /** Begin an answer. prepared: what prepare() returned. Returns the generator that writes it. */
   begin(prepared) {
     Object.assign(this, prepared);
-    const before = this.settings.mode === "answer" ? this.history : [];
-    this.earlier.replaceChildren(
-      ...before.map(({ role, content }) => make("p", { class: role, dir: "auto" }, content)),
-    );
+    const isChat = this.settings.mode === "answer";
+    this.earlier.replaceChildren();
+    if (isChat && this.forgot) {
+      this.earlier.append(make("p", { class: "note" }, "(The oldest turns no longer fit.)"));
+    }
+    for (const { role, content } of isChat ? this.history : []) {
+      this.earlier.append(make("p", { class: role, dir: "auto" }, content));
+    }
     this.question.textContent = this.prompt;
+    this.question.classList.toggle("asked", isChat);
     return this.write([]);
   }
 
@@ -132,8 +145,7 @@ class Column {
 
   /** The id that ends what the model writes. */
   lastId() {
-    const inTemplate = this.chats && this.settings.mode === "answer";
-    return inTemplate ? this.tokenizer.end : this.tokenizer.endoftext;
+    return this.chats ? this.tokenizer.end : this.tokenizer.endoftext;
   }
 
   hasEnded() {
@@ -199,8 +211,11 @@ class Column {
     const place = target.closest(".token");
     if (!place?.isConnected || this.menu.parentElement === place) return;
     const at = Number(place.dataset.at);
-    const options = this.tokens[at].top.map(({ id, share }) => {
-      const option = make("button", { type: "button", tabindex: -1 });
+    const here = this.tokens[at];
+    const isLikely = here.top.some((other) => other.id === here.id);
+    const options = [...here.top, ...(isLikely ? [] : [here])].map(({ id, share }) => {
+      const isHere = id === here.id;
+      const option = make("button", { type: "button", tabindex: -1, "aria-pressed": isHere });
       option.append(shown(this.tokenizer.bytes(id)), " ", make("small", {}, percent(share)));
       option.addEventListener("click", () => this.choose(at, { id, share }));
       return option;
@@ -217,8 +232,10 @@ class Column {
   }
 
   moveInMenu(event) {
-    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     const box = event.target.closest(".token")?.firstChild;
+    const inMenu = event.target !== box;
+    const steps = { ArrowDown: 1, ArrowUp: -1, ...(inMenu && { ArrowRight: 1, ArrowLeft: -1 }) };
+    const step = steps[event.key];
     if (event.key === "Escape" && box) {
       box.focus();
       this.menu.remove();
@@ -236,49 +253,81 @@ function typeAndWatch(models, tokenizer, prompts) {
   const columns = models.map(({ name, model }) => new Column(name, model, tokenizer));
   find("columns").append(...columns.map((column) => column.element));
 
-  function ask() {
-    const prompt = find("prompt").value;
+  /** again: ask the last prompt once more, in place of the last turn. */
+  function ask(again = false) {
+    const prompt = again ? columns[0].prompt : find("prompt").value;
     const settings = {};
     for (const name of ["mode", "system", "temperature", "seed"]) settings[name] = find(name).value;
     if (!find("ask").reportValidity()) return;
     if (!prompt.trim()) {
       find("status").textContent = "Type something first.";
+      find("prompt").focus();
       return;
     }
     try {
-      const prepared = columns.map((column) => column.prepare(prompt, settings));
+      const prepared = columns.map((column) => column.prepare(prompt, settings, again));
       run(columns.map((column, i) => [column, column.begin(prepared[i])]));
+      find("again").disabled = false;
     } catch (error) {
       find("status").textContent = error.message;
     }
   }
 
+  function startOver() {
+    stop();
+    for (const column of columns) column.clear();
+    find("status").textContent = "";
+    find("again").disabled = true;
+  }
+
+  /** After the reader did something: show the answers, if they are far down. */
+  function look() {
+    const { top } = find("columns").getBoundingClientRect();
+    if (top > 0.6 * innerHeight) find("status").scrollIntoView({ behavior: "smooth" });
+  }
+
   find("ask").addEventListener("submit", (event) => {
     event.preventDefault();
-    if (jobs.size) stop();
-    else ask();
+    if (jobs.size) return stop();
+    ask();
+    look();
   });
   find("prompt").addEventListener("keydown", (event) => {
     const composing = event.isComposing || event.keyCode === 229; // 229: in Safari
     if (event.key !== "Enter" || event.shiftKey || event.repeat || composing) return;
     event.preventDefault();
     ask();
+    find("prompt").select(); // so the next one replaces it
+    look();
+  });
+  find("again").addEventListener("click", () => {
+    find("seed").value = Number(find("seed").value) + 1;
+    ask(true);
+    if (Number(find("temperature").value) === 0) {
+      find("status").textContent = "At temperature 0, every seed gives the same answer.";
+    }
   });
   find("fresh").addEventListener("click", () => {
-    stop();
-    for (const column of columns) column.clear();
-    find("status").textContent = "";
+    startOver();
     find("prompt").value = "";
     find("prompt").focus();
+  });
+  find("mode").addEventListener("input", () => {
+    find("system").disabled = find("mode").value !== "answer";
   });
   for (const prompt of prompts) {
     const chip = make("button", { type: "button", dir: "auto" }, prompt);
     chip.addEventListener("click", () => {
+      startOver();
       find("prompt").value = prompt;
       ask();
+      look();
     });
     find("prompts").append(chip);
   }
-  find("prompt").value = prompts[0] ?? "";
+  if (prompts.length) {
+    find("prompt").value = prompts[0];
+    ask(); // something to see at once
+  }
   return columns;
 }
