@@ -21,6 +21,8 @@ def why_not(models):
     n = sum(p.numel() for p in base.model.parameters())
     if n > LARGEST:
         return f"With {n:,} parameters, they are too large: {LARGEST:,} is the limit."
+    if any(model.model.config != base.model.config for model in models.values()):
+        return "They differ in their sizes."
     if not base.tokenizer.marks:
         return "Their tokenizer is one of tiktoken's, and the page only runs our own."
     return ""
@@ -65,7 +67,7 @@ def pack(models):
 
 def step_for(key, weights):
     """The size of one step for the tables of this name, arrays of floats."""
-    typical = max(float(np.sqrt(np.square(weight).mean())) for weight in weights)
+    typical = max(float(np.sqrt(np.square(weight, dtype=float).mean())) for weight in weights)
     largest = max(float(np.abs(weight).max()) for weight in weights)
     steps = PAIR_STEPS if key == "pair_values.weight" else STEPS
     return max(typical / steps, largest / 16383, 1e-12)  # 14 bits: a change may be twice as large

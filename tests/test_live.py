@@ -1,6 +1,7 @@
 """The models in the page: the same numbers as torch's, and a page that anybody can use."""
 
 import json
+import math
 import re
 import socket
 from pathlib import Path
@@ -128,13 +129,14 @@ def test_what_was_packed_is_what_the_page_holds(random_page):
 
 @pytest.mark.parametrize("stage", NAMES)
 def test_odd_weights(stage, browser, tmp_path):
-    """Tables of zeros, of one huge number, and of numbers that turn around between stages."""
+    """Tables of zeros, of huge numbers, and of numbers that turn around between stages."""
     models = make_models()
     weights = dict(models[stage].model.named_parameters())
     with torch.no_grad():
         weights["values.weight"].zero_()
         weights["pair_values.weight"][0, 0] = 1e6
         weights["blocks.1.mlp.down.weight"].neg_().mul_(100)
+        weights["blocks.0.mlp.up.weight"].mul_(1e30)
     steps = {table["key"]: table["step"] for table in pack(models)[0]["models"][0]["tables"]}
     assert steps["pair_values.weight"] == pytest.approx(1e6 / 16383)
     path = write_page(tmp_path / "page.html", models)
@@ -164,6 +166,12 @@ def test_models_that_are_too_large_stay_out(monkeypatch):
     html = page({"base": "a", "tuned": "b"}, LOGS, TALK, [], None, None, why_not(models))
     assert "are not in this page. With" in html
     assert "<script" not in html and 'id="live"' not in html and 'id="conversation"' in html
+
+
+def test_models_of_several_sizes_stay_out():
+    models = make_models()
+    models["tuned"] = make_models(block_size=32)["tuned"]
+    assert why_not(models) == "They differ in their sizes."
 
 
 def test_models_of_another_tokenizer_stay_out():
@@ -263,7 +271,7 @@ def test_the_prompts_and_the_columns(browser, random_page):
 def test_a_conversation(in_small_world, small_world):
     """The base model reads the last prompt only, as it never saw the template."""
     tokenizer = load_stages(small_world)["base"].tokenizer
-    run(in_small_world, f" {QUESTION}\n", system=STYLE)
+    run(in_small_world, QUESTION, system=STYLE)
     _, said = run(in_small_world, "thanks", system=STYLE)
     first = in_small_world.value("columns[1].history[1].content")
     messages = [
@@ -283,7 +291,7 @@ def test_a_conversation(in_small_world, small_world):
     assert in_small_world.value("columns.map(column => column.ids)") == [plain, plain]
     assert in_small_world.value("columns[1].earlier.innerText") == ""
     run(in_small_world, "hi", mode="answer", system="")  # what was continued was no turn
-    messages += [{"role": "assistant", "content": said.strip()}, {"role": "user", "content": "hi"}]
+    messages += [{"role": "assistant", "content": said}, {"role": "user", "content": "hi"}]
     assert in_small_world.value("columns[1].ids") == encode_chat(messages[1:], tokenizer)[0]
 
     in_small_world.value("find('fresh').click()")
@@ -319,19 +327,29 @@ def test_try_again_in_place_of_the_last_turn(in_small_world):
 
 
 def test_settings_that_make_no_sense(in_small_world):
-    """The browser says what is wrong, and nothing runs."""
+    """The browser says what is wrong, and nothing runs. Stop works all the same."""
+    page = in_small_world
+    run(page, QUESTION)
     for name, value in (
         ("temperature", "-1"),
         ("temperature", ""),
         ("seed", "0.5"),
         ("seed", "-1"),
     ):
-        in_small_world.value(f"find('{name}').value = '{value}'; find('prompt').focus()")
-        in_small_world.press("Enter")
-        assert in_small_world.value("columns.map(column => column.prompt)") == ["", ""]
-        in_small_world.value(f"find('{name}').value = '1'")
-    run(in_small_world, QUESTION)
-    assert in_small_world.value("columns[1].prompt") == QUESTION
+        page.value(f"find('settings').open = false; find('{name}').value = '{value}'")
+        for action in ("find('run')", "find('again')", "find('prompts').lastChild"):
+            page.value(f"find('prompt').value = 'thanks'; {action}.click()")
+            assert page.value("document.activeElement.id") == name
+        page.value("find('prompt').focus()")
+        page.press("Enter")
+        assert page.value("[find('settings').open, document.activeElement.id]") == [True, name]
+        assert page.value("columns.map(column => column.prompt)") == [QUESTION, QUESTION]
+        page.value(f"find('{name}').value = '1'")
+    interrupt(page, "thanks", "find('seed').value = '-1'; find('run').click()")
+    assert page.value("jobs.size") == 0
+    page.value("find('seed').value = '999999999'; find('again').click()")
+    page.wait_for("!jobs.size")
+    assert page.value("columns[1].settings.seed") == "0"
 
 
 def test_a_prompt_that_is_too_long_changes_nothing(in_small_world):
@@ -399,7 +417,7 @@ def test_an_answer_without_words_is_no_turn(in_small_world, small_world):
 def interrupt(browser, prompt, action):
     """Let the models begin to write. Then do something, before they write on."""
     asked = f"find('prompt').value = {json.dumps(prompt)}; find('run').click();"
-    begun = "columns.every(column => column.tokens.length) && find('run').textContent === 'Stop'"
+    begun = "jobs.size > 0 && find('run').textContent === 'Stop'"
     assert browser.value(f"(() => {{ {asked} const begun = {begun}; {action}; return begun; }})()")
 
 
@@ -410,16 +428,20 @@ def test_stop_keeps_what_was_said(opened):
     assert opened.value("columns.map(column => column.tokens.length)") == counts
     assert max(counts) < 64 and opened.value("find('run').textContent") == "Run"
     notes = opened.value("columns.map(column => column.note.textContent.split(',')[0])")
-    assert notes[:2] == [f"You stopped it after {n} token{'s' * (n > 1)}" for n in counts[:2]]
+    assert notes[:2] == [f"You stopped it after {n} token{'s' * (n != 1)}" for n in counts[:2]]
     assert opened.value("columns.map(column => column.text.ariaBusy)") == ["false"] * 3
-    assert opened.value("columns[1].turn()[1].content === columns[1].answer().trim()")
+    assert opened.value("columns[1].turn()[1].content === columns[1].answer()")
 
 
 def test_another_prompt_replaces_the_one_in_progress(opened):
     alone = run(opened, "nods")[0]
-    interrupt(opened, "the cat", "find('prompts').children[1].click()")
+    opened.value("find('fresh').click()")
+    enter = "new KeyboardEvent('keydown', { key: 'Enter' })"
+    press = f"find('prompt').value = 'nods'; find('prompt').dispatchEvent({enter})"
+    interrupt(opened, "the cat", press)
     opened.wait_for("!jobs.size")
     assert opened.value("columns.map(column => column.prompt)") == ["nods"] * 3
+    assert opened.value("columns[1].history") == []  # what was never finished is no turn
     assert opened.value("columns[0].answer()") == alone  # the base model remembers nothing
     interrupt(opened, "the cat", "find('fresh').click()")
     opened.value("pause(100)")
@@ -448,6 +470,14 @@ def test_choosing_what_is_there_changes_nothing(opened):
 
 def test_the_menu_belongs_to_the_box_in_focus(opened):
     run(opened, "the cat")
+    opened.value("columns[0].boxes.children[3].firstChild.focus()")
+    opened.press("ArrowDown")
+    place = opened.value(
+        "(r => [r.x + 5, r.y + 5])(columns[0].boxes.children[1].getBoundingClientRect())"
+    )
+    opened.ask("Input.dispatchMouseEvent", type="mouseMoved", x=place[0], y=place[1])
+    opened.value("pause(300)")  # the pointer rests on another box, but the focus is in the menu
+    assert opened.value("document.activeElement === columns[0].menu.firstChild")
     opened.value("columns[0].boxes.children[3].firstChild.focus()")
     opened.value("columns[0].showMenu(columns[0].boxes.children[7])")  # the mouse rests there
     opened.press("ArrowDown")
@@ -553,7 +583,8 @@ def test_a_long_conversation_is_cut_as_in_sft(in_small_world, small_world):
     assert in_small_world.value("inside.row.ids") == row["input_ids"]
     assert "We left out the oldest turns" in in_small_world.value("find('loss').textContent")
     in_small_world.value("inside.row = 1")
-    in_small_world.value("find('text').value = 'user: ' + 'word '.repeat(300); inside.read()")
+    in_small_world.value("find('text').value = 'user: ' + 'word '.repeat(300)")
+    in_small_world.value("inside.messages = null; inside.read()")
     in_small_world.wait_for("inside.row === null")
     assert "don't fit in 128 tokens" in in_small_world.value("find('loss').textContent")
     assert in_small_world.value("find('heads').children.length") == 0
@@ -607,6 +638,27 @@ def test_take_the_conversation_from_above(in_small_world):
     in_small_world.wait_for("inside.row")
     read = "[...columns[1].ids, ...columns[1].tokens.map(token => token.id)]"
     assert in_small_world.value("inside.row.ids") == in_small_world.value(read)
+    run(in_small_world, "The", mode="continue")  # that is no turn, and changes none
+    in_small_world.value("inside.row = null; find('take').click()")
+    in_small_world.wait_for("inside.row")
+    assert "thanks" in in_small_world.value("find('text').value")
+
+
+def test_roles_inside_a_turn(in_small_world, small_world):
+    """What is shown is read as it was said. Only what the reader types is cut into turns."""
+    tokenizer = load_stages(small_world)["base"].tokenizer
+    said = "Repeat:\nuser: hi\nassistant: ho"
+    run(in_small_world, said)
+    in_small_world.value("inside.row = null; find('take').click()")
+    in_small_world.wait_for("inside.row")
+    ids = rows_for("tuned", tokenizer, [said])[0]
+    assert in_small_world.value("inside.row.ids")[: len(ids)] == ids
+    look(in_small_world, "User: a\u2028user: b\nASSISTANT: c")
+    messages = [
+        {"role": "user", "content": "a\u2028user: b"},
+        {"role": "assistant", "content": "c"},
+    ]
+    assert in_small_world.value("inside.row.ids") == encode_chat(messages, tokenizer)[0]
 
 
 @pytest.mark.parametrize(
@@ -622,7 +674,10 @@ def test_take_the_conversation_from_above(in_small_world):
     ],
 )
 def test_a_conversation_that_is_none(text, why, in_small_world):
-    in_small_world.value(f"find('text').value = {json.dumps(text)}; inside.read()")
+    in_small_world.value(
+        f"find('text').value = {json.dumps(text)};"
+        "find('text').dispatchEvent(new Event('input')); inside.read()"
+    )
     assert why in in_small_world.value("find('loss').textContent")
     assert in_small_world.value("find('strip').children.length") == 0
 
@@ -783,6 +838,36 @@ def test_everything_to_touch_has_a_name(opened):
     for role in ("button", "textbox", "combobox", "spinbutton", "region", "checkbox"):
         assert all(named[role]), role
     assert any(re.fullmatch(r".+, <?[\d.]+%", name) for name in named["button"])
+
+
+def test_a_saved_copy_works(opened, tmp_path):
+    """As a browser saves it, with all that scripts have changed."""
+    run(opened, "the cat")
+    copy = tmp_path / "copy.html"
+    html = opened.value("'<!doctype html>' + document.documentElement.outerHTML")
+    copy.write_text(html, encoding="utf-8")
+    open_page(opened, copy)
+    assert opened.value("[find('prompts').children.length, columns.length]") == [2, 3]
+    assert opened.value("find('columns').children.length") == 3
+    assert opened.value("[find('who').length, find('layer').length]") == [3, 2]
+    assert all(run(opened, "nods"))
+
+
+def test_a_first_conversation_that_does_not_fit(browser, tmp_path):
+    """Then the page keeps the one that needs no JavaScript, and says why."""
+    path = write_page(tmp_path / "page.html", make_models(), ["nods " * 60])
+    browser.open(path, 1000)
+    browser.wait_for("globalThis.inside && find('loss').textContent.includes('fit')")
+    assert browser.value("find('conversation').hidden") is False
+    assert "Shorten it" in browser.value("find('status').textContent")
+
+
+def test_a_large_vocabulary(opened):
+    """It has more tokens than a function may have arguments."""
+    code = "(logits => [crossEntropy(logits, 7), sample(logits, 0), softmax(logits)[7]])"
+    loss, likeliest, share = opened.value(f"{code}(new Float32Array(200000).fill(1, 7, 8))")
+    assert (loss, share) == pytest.approx((math.log(199999 + math.e) - 1, math.exp(-loss)))
+    assert likeliest == 7
 
 
 def test_a_browser_that_is_too_old_says_so(browser, random_page):

@@ -355,12 +355,13 @@ def test_14_evaluation_is_on_what_was_never_trained_on(tokenizer, model, tmp_pat
     assert not trained_on & held_out
 
 
-def test_14_the_embedded_worlds_conversations_never_mention_what_is_held_out(tmp_path):
+def test_14_the_embedded_worlds_conversations_never_mention_what_is_held_out(tmp_path, monkeypatch):
     """Read from the files. test_world_files.py asks more, of three seeds.
 
     An entity isn't even named. Of the others, nobody says the question or the answer: "lightning"
     is a concept and also a word.
     """
+    monkeypatch.setattr(world, "ROUNDS", 1)  # the corpus doesn't matter here
     world.write(world.build(seed=5), tmp_path)
     talks = [talk["messages"] for _, talk in read_json(tmp_path / "sft.jsonl")]
     turns = {normal(message["content"]) for messages in talks for message in messages}

@@ -113,7 +113,7 @@ def apply(diff, folder):
 def changed_copy(diff, folder):
     """Copy the program into a new folder and change it there. Returns the folder."""
     shutil.rmtree(folder, ignore_errors=True)
-    paths = [*ROOT.glob("*.py"), *ROOT.glob("common/**/*.py")]
+    paths = [*ROOT.glob("*.py"), *ROOT.glob("common/**/*.py"), *ROOT.glob("common/browser/*")]
     paths += [path for kind in ("py", "tsv", "jsonl") for path in ROOT.glob(f"data/**/*.{kind}")]
     for path in paths:
         target = folder / path.relative_to(ROOT)

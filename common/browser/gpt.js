@@ -9,10 +9,14 @@
 
 const PAIR_ROWS = 32768; // rows in the table for pairs; there are more pairs, so they share rows
 
+function max(x) {
+  return x.reduce((a, b) => Math.max(a, b));
+}
+
 /** Numbers as shares of 1: exp(x) / sum of all exp(x). We subtract the largest first, so exp()
  * can't overflow. */
 function softmax(x) {
-  const largest = Math.max(...x);
+  const largest = max(x);
   const shares = x.map((number) => Math.exp(number - largest));
   const sum = shares.reduce((a, b) => a + b);
   return shares.map((share) => share / sum);
@@ -21,7 +25,7 @@ function softmax(x) {
 /** How surprised the model was by the target, in nats: -ln of the probability it gave, which is
  * -ln(exp(logit) / sum) = ln(sum) - logit. logits: V numbers. target: an id. */
 function crossEntropy(logits, target) {
-  const largest = Math.max(...logits);
+  const largest = max(logits);
   const sum = logits.reduce((total, logit) => total + Math.exp(logit - largest), 0);
   return Math.log(sum) + largest - logits[target];
 }
@@ -73,7 +77,7 @@ function rotate(x, position) {
  * q: D numbers. keys, values: for each position so far, D numbers. There are no later positions,
  * so nothing needs a causal mask. Returns the average, D numbers, and each position's share. */
 function attend(q, keys, values) {
-  const scores = keys.map((k) => q.reduce((sum, number, i) => sum + number * k[i], 0));
+  const scores = Float32Array.from(keys, (k) => q.reduce((sum, x, i) => sum + x * k[i], 0));
   const shares = softmax(scores.map((score) => score / Math.sqrt(q.length)));
   const y = new Float32Array(q.length);
   for (let s = 0; s < values.length; s++) {
@@ -109,7 +113,7 @@ class Attention {
       out.set(y, head * D);
       looks.push(shares);
     }
-    cache.looks.push(looks);
+    cache.looks?.push(looks);
     return linear(this.proj, out);
   }
 }
@@ -129,9 +133,9 @@ class MLP {
 
 /** One layer. Attention, then the MLP, each adding to the residual stream. */
 class Block {
-  constructor(weights, prefix, config) {
-    this.attention = new Attention(weights, `${prefix}.attention`, config);
-    this.mlp = new MLP(weights, `${prefix}.mlp`);
+  constructor(weights, i, config) {
+    this.attention = new Attention(weights, `blocks.${i}.attention`, config);
+    this.mlp = new MLP(weights, `blocks.${i}.mlp`);
   }
 
   forward(x, extra, position, cache) {
@@ -150,9 +154,7 @@ class GPT {
     this.pair_values = weights["pair_values.weight"];
     this.alias = alias;
     this.blocks = [];
-    for (let i = 0; i < config.n_layer; i++) {
-      this.blocks.push(new Block(weights, `blocks.${i}`, config));
-    }
+    for (let i = 0; i < config.n_layer; i++) this.blocks.push(new Block(weights, i, config));
   }
 
   /** Read one more token. Returns the residual stream after the last block, C numbers. */
@@ -210,15 +212,15 @@ class GPT {
   }
 }
 
-/** All layers' keys and values so far, so that we compute each of them only once. looks: the shares
- * of attention, which only the page needs, to draw them. */
+/** All layers' keys and values so far, so that we compute each of them only once.
+ * draws: whether to keep the shares of attention too, for somebody who draws them. */
 class Cache {
-  constructor(config) {
+  constructor(config, draws = false) {
     this.length = 0;
     this.last = 0; // the id before the next one; nothing comes before the first
     const lists = () => Array.from({ length: config.n_head }, () => []);
     this.layers = Array.from({ length: config.n_layer }, () => {
-      return { keys: lists(), values: lists(), looks: [] };
+      return { keys: lists(), values: lists(), looks: draws ? [] : null };
     });
   }
 }
@@ -226,7 +228,7 @@ class Cache {
 /** Choose a token. temperature: divides the logits; 0 always takes the likeliest token.
  * random: a function that returns a number from 0 to 1. */
 function sample(logits, temperature, random) {
-  const likeliest = logits.indexOf(Math.max(...logits));
+  const likeliest = logits.indexOf(max(logits));
   if (temperature < 1e-6) return likeliest;
   const shares = softmax(logits.map((logit) => logit / temperature));
   let left = random();

@@ -8,10 +8,10 @@ const IGNORE_INDEX = -100;
 /** A text whose turns begin with "user:" or "assistant:", as messages. It may begin with "system:".
  * Throws an Error that says what the reader can do. */
 function toMessages(text) {
-  const [before, ...parts] = text.split(/^(system|user|assistant):/m);
+  const [before, ...parts] = text.split(/(?:^|\n)(system|user|assistant):/i);
   const messages = [];
   for (let i = 0; i < parts.length; i += 2) {
-    messages.push({ role: parts[i], content: parts[i + 1].trim() });
+    messages.push({ role: parts[i].toLowerCase(), content: parts[i + 1].trim() });
   }
   const turns = messages.slice(messages[0]?.role === "system" ? 1 : 0);
   const inTurns = turns.every(({ role }, i) => role === (i % 2 ? "assistant" : "user"));
@@ -34,7 +34,12 @@ class Inside {
   /** columns: of the other part, whose conversation the reader may take. */
   constructor(models, tokenizer, columns) {
     Object.assign(this, { models, tokenizer, row: null, on: {}, at: 0, jobs: new Map() });
-    for (const name of ["kind", "text"]) find(name).addEventListener("input", () => this.read());
+    this.messages = null;
+    find("kind").addEventListener("input", () => this.read());
+    find("text").addEventListener("input", () => {
+      this.messages = null; // from now on, what the reader typed
+      this.read();
+    });
     for (const { name } of models) find("who").append(make("option", { value: name }, name));
     find("who").value = models.at(-1).name;
     for (let i = 0; i < models[0].model.config.n_layer; i++) {
@@ -45,10 +50,13 @@ class Inside {
     find("take").textContent = `Take the conversation with ${column.name} from above`;
     find("take").addEventListener("click", () => {
       const messages = [...column.history, ...column.turn()];
-      const system = column.settings.system?.trim();
-      if (system) messages.unshift({ role: "system", content: system });
-      if (column.turn().length) this.show(messages);
-      else find("loss").textContent = "There is no conversation yet. Ask something above first.";
+      if (!messages.length) {
+        find("loss").textContent = "There is no conversation yet. Ask something above first.";
+        return;
+      }
+      const { system } = column.settings;
+      if (system.trim()) messages.unshift({ role: "system", content: system });
+      this.show(messages);
     });
     for (const type of ["pointerover", "focusin", "click"]) {
       find("heads").addEventListener(type, ({ target }) => {
@@ -60,8 +68,8 @@ class Inside {
   /** Show a conversation. messages: [{role, content}, ...]. */
   show(messages) {
     find("kind").value = "chat";
-    const turns = messages.map(({ role, content }) => `${role}: ${content.trim()}`);
-    find("text").value = turns.join("\n");
+    find("text").value = messages.map(({ role, content }) => `${role}: ${content}`).join("\n");
+    this.messages = messages; // as they are, even if one of them has "user:" in it
     return this.read();
   }
 
@@ -79,7 +87,7 @@ class Inside {
       const yes = ids.map(() => true); // nothing is masked
       return { ids, turns: ids.map(() => 0), supervised: yes, words: yes, note };
     }
-    const messages = toMessages(text);
+    const messages = this.messages ?? toMessages(text);
     const kept = fit(messages, this.tokenizer, block_size);
     const row = encodeChat(kept, this.tokenizer);
     if (row.ids.length > block_size) {
@@ -107,7 +115,7 @@ class Inside {
     }
     for (const { name, model } of row ? this.models : []) {
       losses[name] = [null]; // nothing predicts the first token
-      caches[name] = new Cache(model.config);
+      caches[name] = new Cache(model.config, true);
       jobs.set(name, this.score(model, row.ids, losses[name], caches[name]));
     }
     await takeTurns(jobs);

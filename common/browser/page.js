@@ -68,9 +68,8 @@ function arrowKeys(row, selector) {
   });
 }
 
-/** Unpack the models, and give the page to the reader. */
+/** Unpack the models, and give the page to the reader. A copy that somebody saved begins, too. */
 async function begin() {
-  const about = JSON.parse(find("about").textContent);
   find("live").hidden = false;
   if (!("DecompressionStream" in globalThis)) {
     find("status").textContent =
@@ -78,16 +77,16 @@ async function begin() {
     return;
   }
   try {
+    const about = JSON.parse(find("about").textContent);
     const models = unpack(about, await inflate(find("weights").textContent));
-    find("weights").remove(); // many megabytes of text
     const tokenizer = new Tokenizer(about.merges);
-    const columns = typeAndWatch(models, tokenizer, about.prompts);
-    find("status").textContent = "";
+    for (const id of ["status", "prompts", "columns", "who", "layer"]) find(id).replaceChildren();
     find("ask").hidden = find("inside").hidden = false;
-    find("conversation").hidden = true; // the one to touch is in its place
+    const columns = typeAndWatch(models, tokenizer, about.prompts);
     const inside = new Inside(models, tokenizer, columns);
     Object.assign(globalThis, { models, tokenizer, columns, inside }); // for the console, and tests
     await inside.show(about.talk);
+    find("conversation").hidden = inside.row !== null; // the one to touch is in its place
   } catch (error) {
     find("status").textContent = "Something went wrong here, and the console says what.";
     throw error;

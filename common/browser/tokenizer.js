@@ -3,7 +3,8 @@
  * data/tokenizer.py, data/chat.py and fit() of common/completion.py once more: text to token ids
  * and back, and the chat template.
  *
- * A token is a string of bytes. Here each character of such a string is one byte, from 0 to 255.
+ * Here, a token is a string in which each character is one byte, from 0 to 255. (Python cuts words
+ * of more than 4,096 characters. We don't.)
  */
 
 const SPECIAL = ["<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"];

@@ -75,7 +75,11 @@ class Column {
       if (!this.boxes.contains(document.activeElement)) this.menu.remove();
     };
     const on = (type, action) => this.boxes.addEventListener(type, action);
-    on("pointermove", ({ target }) => after(150, () => this.showMenu(target)));
+    on("pointermove", ({ target }) => {
+      after(150, () => {
+        if (!this.menu.contains(document.activeElement)) this.showMenu(target);
+      });
+    });
     on("pointerleave", () => after(400, hide));
     on("click", ({ target }) => target.closest(".box")?.focus()); // Safari doesn't by itself
     on("focusin", ({ target }) => this.showMenu(target));
@@ -89,18 +93,18 @@ class Column {
     const { tokenizer } = this;
     const { block_size } = this.model.config;
     const room = block_size - Math.min(MAX_NEW_TOKENS, block_size >> 2); // most answers are short
-    const system = settings.system.trim();
+    const system = settings.system.trim() && settings.system;
     let history = [...this.history, ...(again ? [] : this.turn())];
     let forgot = this.forgot && history.length > 0;
     let ids;
     if (settings.mode === "continue") {
       ids = [tokenizer.endoftext, ...tokenizer.encode(prompt)];
     } else if (!this.chats) { // a system message is just its first line
-      const text = system ? `${system}\n\n${prompt.trim()}` : prompt.trim();
+      const text = system ? `${system}\n\n${prompt}` : prompt;
       ids = [tokenizer.endoftext, ...tokenizer.encode(text)];
     } else {
       const first = system ? [{ role: "system", content: system }] : [];
-      const last = { role: "user", content: prompt.trim() };
+      const last = { role: "user", content: prompt };
       const fitted = fit([...first, ...history, last], tokenizer, room);
       forgot ||= fitted.length < first.length + history.length + 1;
       history = fitted.slice(first.length, -1);
@@ -128,12 +132,14 @@ class Column {
     return this.write([]);
   }
 
-  /** The last question and answer, as two messages. None, if the model said nothing. */
+  /** The last question and answer, as two messages. None, if the model said nothing, or still
+   * writes. */
   turn() {
-    const answer = this.answer().trim();
-    if (!this.chats || !answer || this.settings.mode !== "answer") return [];
+    const answer = this.answer();
+    const isTurn = this.chats && this.settings.mode === "answer" && !jobs.has(this);
+    if (!isTurn || !answer.trim()) return [];
     return [
-      { role: "user", content: this.prompt.trim() },
+      { role: "user", content: this.prompt },
       { role: "assistant", content: answer },
     ];
   }
@@ -253,12 +259,17 @@ function typeAndWatch(models, tokenizer, prompts) {
   const columns = models.map(({ name, model }) => new Column(name, model, tokenizer));
   find("columns").append(...columns.map((column) => column.element));
 
-  /** again: ask the last prompt once more, in place of the last turn. */
+  /** Whether the settings make sense. If not, the browser says why. */
+  function check() {
+    if (!find("ask").checkValidity()) find("settings").open = true;
+    return find("ask").reportValidity();
+  }
+
+  /** Ask all models. again: the last prompt once more, in place of the last turn. */
   function ask(again = false) {
     const prompt = again ? columns[0].prompt : find("prompt").value;
     const settings = {};
     for (const name of ["mode", "system", "temperature", "seed"]) settings[name] = find(name).value;
-    if (!find("ask").reportValidity()) return;
     if (!prompt.trim()) {
       find("status").textContent = "Type something first.";
       find("prompt").focus();
@@ -289,6 +300,7 @@ function typeAndWatch(models, tokenizer, prompts) {
   find("ask").addEventListener("submit", (event) => {
     event.preventDefault();
     if (jobs.size) return stop();
+    if (!check()) return;
     ask();
     look();
   });
@@ -296,12 +308,14 @@ function typeAndWatch(models, tokenizer, prompts) {
     const composing = event.isComposing || event.keyCode === 229; // 229: in Safari
     if (event.key !== "Enter" || event.shiftKey || event.repeat || composing) return;
     event.preventDefault();
+    if (!check()) return;
     ask();
     find("prompt").select(); // so the next one replaces it
     look();
   });
   find("again").addEventListener("click", () => {
-    find("seed").value = Number(find("seed").value) + 1;
+    if (!check()) return;
+    find("seed").value = (Number(find("seed").value) + 1) % 1e9;
     ask(true);
     if (Number(find("temperature").value) === 0) {
       find("status").textContent = "At temperature 0, every seed gives the same answer.";
@@ -318,6 +332,7 @@ function typeAndWatch(models, tokenizer, prompts) {
   for (const prompt of prompts) {
     const chip = make("button", { type: "button", dir: "auto" }, prompt);
     chip.addEventListener("click", () => {
+      if (!check()) return;
       startOver();
       find("prompt").value = prompt;
       ask();
