@@ -193,6 +193,17 @@ def test_the_same_ids(opened, random_page):
     assert same_ids(opened, tokenizer, texts) == 2000
 
 
+def test_a_word_that_is_a_token_is_one(opened):
+    """Even where merging would miss it, as in tiktoken."""
+    merges = [bytes([b]) for b in range(256)] + [b"bc", b"ab", b"cd", b"abcd"]
+    tokenizer = Tokenizer(merges)
+    code = json.dumps(tokenizer.state()["merges"])
+    texts = ["abcd", "abcd abcda bcd"]
+    found = opened.value(f"{json.dumps(texts)}.map(t => new Tokenizer({code}).encode(t))")
+    assert found == [tokenizer.encode(text) for text in texts]
+    assert found[0] == [259]
+
+
 def test_long_texts_and_whole_words(in_small_world, small_world):
     """A vocabulary that was learned from text, in which whole words are tokens."""
     tokenizer = load_stages(small_world)["base"].tokenizer
@@ -311,6 +322,13 @@ def test_the_oldest_turns_go(in_small_world, small_world):
     again = fit([*history, {"role": "user", "content": QUESTION}], tokenizer, 96)
     assert (again[0][:-1], again[1]) == (history, ids)
     assert "oldest turns no longer fit" in in_small_world.value("columns[1].earlier.innerText")
+
+
+def test_half_an_answer_is_no_turn(in_small_world):
+    run(in_small_world, QUESTION)
+    writing = "jobs.set(columns[1]); const n = columns[1].turn().length; jobs.clear()"
+    assert in_small_world.value("columns[1].turn().length") == 2
+    assert in_small_world.value(f"(() => {{ {writing}; return n; }})()") == 0
 
 
 def test_try_again_in_place_of_the_last_turn(in_small_world):
@@ -441,7 +459,9 @@ def test_another_prompt_replaces_the_one_in_progress(opened):
     interrupt(opened, "the cat", press)
     opened.wait_for("!jobs.size")
     assert opened.value("columns.map(column => column.prompt)") == ["nods"] * 3
-    assert opened.value("columns[1].history") == []  # what was never finished is no turn
+    enter = "new KeyboardEvent('keydown', { key: 'Enter', repeat: true })"
+    opened.value(f"find('prompt').value = 'cat'; find('prompt').dispatchEvent({enter})")
+    assert opened.value("columns[0].prompt") == "nods"  # somebody held the key
     assert opened.value("columns[0].answer()") == alone  # the base model remembers nothing
     interrupt(opened, "the cat", "find('fresh').click()")
     opened.value("pause(100)")

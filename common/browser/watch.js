@@ -16,7 +16,6 @@ let looping = false;
 /** Let columns write. pairs: [[column, generator], ...]. Other columns continue what they do. */
 async function run(pairs) {
   for (const [column, job] of pairs) {
-    jobs.get(column)?.return();
     jobs.set(column, job);
     job.next();
   }
