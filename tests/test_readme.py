@@ -15,9 +15,10 @@ from common.presets import PRESETS
 from conftest import ROOT
 
 PAGES = {
-    path: (ROOT / path).read_text(encoding="utf-8") for path in ("README.md", "data/README.md")
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", ROOT / "data" / "README.md", *ROOT.glob("docs/**/*.md"))
 }
-README = PAGES["README.md"]
+README, REFERENCE = PAGES["README.md"], PAGES["docs/reference.md"]
 # A block is its language, its file, its text, and the text of a block of output that follows it.
 BLOCK = r"^```(\w*)(?: (\S+))?\n(.*?)^```$(?:\n+^```text\n(.*?)^```$)?"
 BLOCKS = re.findall(BLOCK, README, re.MULTILINE | re.DOTALL)
@@ -28,7 +29,14 @@ OPTION = r"(?<![\w-])--[a-z][\w-]*"
 
 
 def test_the_page_has_what_is_tested_here():
-    assert len(SCRIPTS) >= 3 and len(EXCERPTS) >= 8 and all(output for _, output in SCRIPTS)
+    assert len(SCRIPTS) >= 2 and len(EXCERPTS) >= 8 and all(output for _, output in SCRIPTS)
+    assert len(PAGES) >= 7
+
+
+def test_the_page_can_be_read_in_an_evening():
+    lines = README.splitlines()
+    assert len(lines) <= 450
+    assert [line for line in lines if len(line) > 120] == []
 
 
 @pytest.mark.parametrize("code, output", SCRIPTS, ids=range(len(SCRIPTS)))
@@ -64,15 +72,16 @@ def test_every_option_named_exists():
     options = {name: options_of(main) for name, main in programs.items()}
     command = r"(pretrain|sft|dpo|compare)\.py((?: +(?:-[^\s`]+|\"[^\"]*\"|[\w./]+))*)"
     in_commands = 0
-    for program, rest in re.findall(command, README):
+    pages = "\n".join(PAGES.values())
+    for program, rest in re.findall(command, pages):
         used = set(re.findall(r"(?<![\w-])--[\w_]+", rest))
         in_commands += len(used)
         assert used <= options[program + ".py"], (program, rest)
     assert in_commands > 15
     elsewhere = {"--index-url", "--nproc_per_node", "--check"}  # pip's, torchrun's and ruff's
-    for file in ("tests/bench.py", "tests/what_if.py"):
+    for file in ("tests/bench.py", "docs/experiments.py", "docs/preferences.py"):
         elsewhere |= set(re.findall(r"--[a-z_]+", (ROOT / file).read_text(encoding="utf-8")))
-    named = set(re.findall(OPTION, re.sub(r"^---.*$", "", README, flags=re.MULTILINE)))
+    named = set(re.findall(OPTION, re.sub(r"^---.*$", "", pages, flags=re.MULTILINE)))
     assert named <= set.union(*options.values()) | elsewhere
 
 
@@ -88,23 +97,27 @@ def test_every_link_points_at_something(path):
         file, _, anchor = link.partition("#")
         if link.startswith("https://"):
             assert re.fullmatch(r"https://[\w.-]+\.\w+/\S*", link)
-        elif file:
-            assert ((ROOT / path).parent / file).exists(), link
-        else:
-            assert anchor in anchors(PAGES[path]), link
-    assert links or path != "README.md"
+            continue
+        target = ((ROOT / path).parent / file).resolve() if file else ROOT / path
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(PAGES[target.relative_to(ROOT).as_posix()]), link
+    assert links or path not in ("README.md", "docs/reference.md")
 
 
 def test_files_tests_and_functions_that_are_named_exist():
     paths = [p for g in ("*.py", "common/*.py", "data/**/*.py", "tests/*.py") for p in ROOT.glob(g)]
     code = "\n".join(path.read_text(encoding="utf-8") for path in paths)
-    for name in re.findall(r"`(?:GPT\.)?(\w+)\(\)`|`(test_\w+)`", FENCED.sub("", README)):
+    pages = FENCED.sub("", "\n".join(PAGES.values()))
+    for name in re.findall(r"`(?:GPT\.)?(\w+)\(\)`|`(test_\w+)`", pages):
         assert re.search(rf"def {''.join(name)}\b", code), name
-    for name in re.findall(r"`([A-Z]\w+)\.\w+`", FENCED.sub("", README)):
+    for name in re.findall(r"`([A-Z]\w+)\.\w+`", pages):
         assert re.search(rf"class {name}\b", code), name
     for page, text in PAGES.items():
-        for file in re.findall(r"(?<![\w/])((?:tests/|common/|data/|world/)*\w+\.py)\b", text):
-            assert (ROOT / file).exists(), (page, file)
+        for file in re.findall(
+            r"(?<![\w/])((?:tests/|common/|data/|docs/|world/)*\w+\.py)\b", text
+        ):
+            assert (ROOT / file).exists() or (ROOT / page).parent.joinpath(file).exists(), file
 
 
 def test_the_presets_are_as_the_table_says():
@@ -112,7 +125,7 @@ def test_the_presets_are_as_the_table_says():
         if name == "gpt2":
             continue
         config = pretrain.PretrainConfig(**sizes)
-        row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` |"))
+        row = next(line for line in REFERENCE.splitlines() if line.startswith(f"| `{name}` |"))
         for number, unit in (
             (config.n_layer, "layers"),
             (config.n_embd, "wide"),
@@ -123,9 +136,9 @@ def test_the_presets_are_as_the_table_says():
 
 
 def test_the_reader_finds_every_file_of_the_program():
-    """Each file at the top and in data/ and each folder of code is in the table of chapter 4."""
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py")]:
+    """Each file at the top, in data/ and in common/, and each folder of code, is in the table."""
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), *ROOT.glob("common/*.py")]:
         if path.name != "__init__.py":
-            assert f"]({path.relative_to(ROOT).as_posix()})" in README, path
-    for folder in ("common", "data/world", "tests"):
-        assert f"]({folder}" in README, folder
+            assert f"](../{path.relative_to(ROOT).as_posix()})" in REFERENCE, path
+    for folder in ("data/world", "common/browser"):
+        assert f"](../{folder}" in REFERENCE, folder

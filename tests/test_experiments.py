@@ -1,18 +1,22 @@
-"""The chapter "What if?" of the README: its changes apply, run, and do what the page says."""
+"""The experiments of docs/experiments.md: their changes apply, run, and do what the page says."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
 
-import what_if
+import experiments
+from common.checkpoint import load
 from conftest import ROOT, SIZES
 from data import world
 from data.world import tables
+from sft import encode, sft_data_collator
 
-EXPERIMENTS = what_if.experiments()
+EXPERIMENTS = experiments.experiments()
 # These differ from others only in a number, or in a world that other tests make.
 LIKE_OTHERS = ("few_30", "few_100", "one_wording", "not_asked")
 TINY = {
@@ -108,8 +112,8 @@ def result_of(name, code, tmp_path, few=False):
 
     name: "unchanged" has no change. few: with few tables.
     """
-    diff = what_if.UNCHANGED[0] if name == "unchanged" else EXPERIMENTS[name][0]
-    copy = what_if.changed_copy(diff, tmp_path / name)
+    diff = experiments.UNCHANGED[0] if name == "unchanged" else EXPERIMENTS[name][0]
+    copy = experiments.changed_copy(diff, tmp_path / name)
     if few:
         few_tables(copy)
     code += "\nimport json\nprint(json.dumps(result))"
@@ -124,19 +128,29 @@ def sources(folder):
 
 
 def test_the_chapter_is_what_the_runner_expects():
-    few = [f"few_{n}" for n in what_if.FEW]
+    few = [f"few_{n}" for n in experiments.FEW]
     wordings = ["one_wording", "not_asked", "one_wording_not_asked"]
-    names = ["no_mask", "no_end", *few, *wordings, "terse", "never_shown"]
+    tricks = ["no_line_break", "no_freezing"]
+    names = ["no_mask", "no_end", *few, "terse", *tricks, *wordings, "never_shown"]
     assert list(EXPERIMENTS) == names
+    page = experiments.PAGE.read_text(encoding="utf-8")
+    commands = re.findall(r"`python docs/experiments.py ([^`]*)`", page)
+    named = {name for command in commands for name in command.split()}
+    for name in [*names, *experiments.LOOKS]:
+        assert name in named
+    sections = page.split("\n## ")[1:]
+    for section in sections:  # each asks before it tells
+        assert section.index("**What do you expect?**") < section.index("<details>")
+    assert len(sections) == len(experiments.NAMES) + len(experiments.LOOKS)
     assert len({diff for diff, _ in EXPERIMENTS.values()} - {""}) == len(names)  # all differ
-    assert what_if.NOBODY_KNOWS in EXPERIMENTS["never_shown"][1][-1]
+    assert experiments.NOBODY_KNOWS in EXPERIMENTS["never_shown"][1][-1]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_line_numbers_in_a_change_are_exact(name):
     """git apply forgives wrong numbers, but a reader looks for the line that the page names."""
     moved_by = {}  # path -> lines that the hunks above have added
-    for path, number, old, new in what_if.hunks_of(EXPERIMENTS[name][0]):
+    for path, number, old, new in experiments.hunks_of(EXPERIMENTS[name][0]):
         lines = (ROOT / path).read_text(encoding="utf-8").splitlines(keepends=True)
         there = "".join(lines[number - 1 :][: old.count("\n")])
         assert there == old, f"{path}: these lines are not at line {number}"
@@ -150,8 +164,8 @@ def test_the_line_numbers_in_a_change_are_exact(name):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_git_can_make_the_change_and_take_it_back(name, tmp_path):
     diff = EXPERIMENTS[name][0]
-    copy, ours = what_if.changed_copy("", tmp_path / "git"), tmp_path / "ours"
-    what_if.changed_copy(diff, ours)
+    copy, ours = experiments.changed_copy("", tmp_path / "git"), tmp_path / "ours"
+    experiments.changed_copy(diff, ours)
     before = sources(copy)
 
     def apply(*options):
@@ -170,8 +184,8 @@ def test_a_change_whose_lines_are_gone_is_refused(tmp_path):
     diff = "--- a/a.py\n+++ b/a.py\n@@ -1,2 +1,2 @@\n {}\n-two\n+three\n"
     for gone in ("zwei", "two"):  # "two" is there, but only as the end of a longer line
         with pytest.raises(ValueError, match=r"a\.py.*0 times"):
-            what_if.apply(diff.format(gone), tmp_path)
-    what_if.apply(diff.format("    two"), tmp_path)
+            experiments.apply(diff.format(gone), tmp_path)
+    experiments.apply(diff.format("    two"), tmp_path)
     assert (tmp_path / "a.py").read_text(encoding="utf-8") == "one\n    two\nthree\n"
 
 
@@ -179,14 +193,14 @@ def test_a_change_whose_lines_are_gone_is_refused(tmp_path):
 def test_the_changed_program_runs(name, small_world, tmp_path):
     """With the commands of the chapter, but two steps of a small network and few tables."""
     diff, commands = EXPERIMENTS[name]
-    copy = what_if.changed_copy(diff, tmp_path / name)
+    copy = experiments.changed_copy(diff, tmp_path / name)
     few_tables(copy)
-    printed = what_if.run(commands, copy, small_world / "base.pt", 1, TINY)
+    printed = experiments.run(commands, copy, small_world / "base.pt", 1, TINY)
     out = next(copy.glob("out/*/sft.pt")).parent
-    base = what_if.own_base(out, small_world / "base.pt")
+    base = experiments.own_base(out, small_world / "base.pt")
     assert (base.parent == out) == ("pretrain.py" in commands[0])
-    assert what_if.figures(out, base, 1).keys() == what_if.COLUMNS.keys()
-    assert isinstance(what_if.answer(out, what_if.NOBODY_KNOWS), str)
+    assert experiments.figures(out, base, 1).keys() == experiments.COLUMNS.keys()
+    assert isinstance(experiments.answer(out, experiments.NOBODY_KNOWS), str)
     if name.startswith("few"):
         lines = (small_world / "world" / "sft.jsonl").read_text(encoding="utf-8").splitlines()
         assert f" on {min(int(name[4:]), len(lines))} conversations" in printed
@@ -323,8 +337,8 @@ def test_the_figures_are_about_facts_and_free_questions(small_world, monkeypatch
             terse if temperature else [(f"{item['response']}\nWhat else?", True) for item in items]
         )
 
-    monkeypatch.setattr(what_if, "complete", complete)
-    shares = what_if.figures(small_world, small_world / "base.pt", 1)
+    monkeypatch.setattr(experiments, "complete", complete)
+    shares = experiments.figures(small_world, small_world / "base.pt", 1)
     for column, expected in {
         "right in its first line": 1.0,
         "terse at 0": 0.0,
@@ -346,22 +360,72 @@ def test_the_runner_prints_all_runs_their_means_and_the_answers(tmp_path, monkey
         base.touch()
 
     def figures(out, base, seed):
-        return dict.fromkeys(what_if.COLUMNS, seed / 10)
+        return dict.fromkeys(experiments.COLUMNS, seed / 10)
 
-    monkeypatch.setattr(what_if, "run", run)
-    monkeypatch.setattr(what_if, "ROOT", tmp_path)
-    monkeypatch.setattr(what_if, "apply", lambda diff, folder: folder.mkdir(parents=True))
-    monkeypatch.setattr(what_if, "figures", figures)
-    monkeypatch.setattr(what_if, "answer", lambda out, prompt: f"to {prompt}")
+    monkeypatch.setattr(experiments, "run", run)
+    monkeypatch.setattr(experiments, "ROOT", tmp_path)
+    monkeypatch.setattr(experiments, "apply", lambda diff, folder: folder.mkdir(parents=True))
+    monkeypatch.setattr(experiments, "figures", figures)
+    monkeypatch.setattr(experiments, "answer", lambda out, prompt: f"to {prompt}")
     arguments = ["no_mask", "--seeds", "1", "2", "--out", str(tmp_path / "w")]
-    monkeypatch.setattr(sys, "argv", ["what_if.py", *arguments])
+    monkeypatch.setattr(sys, "argv", ["experiments.py", *arguments])
     for seed in ("1", "2"):
         (tmp_path / "w" / seed).mkdir(parents=True)
-    what_if.main()
+    experiments.main()
     names = [name for _, name, seed in ran if seed == 1]
     assert names == [tmp_path.name, "unchanged", "no_mask"]
     printed = capsys.readouterr().out
     for name in ("unchanged", "no_mask"):
         for label, share in (("1", "10.0%"), ("2", "20.0%"), ("mean", "15.0%")):
-            assert f"| {name} | {label} | " + " | ".join([share] * len(what_if.COLUMNS)) in printed
-        assert f"| {name} | 2 | to {what_if.NOBODY_KNOWS} |" in printed
+            cells = " | ".join([share] * len(experiments.COLUMNS))
+            assert f"| {name} | {label} | {cells}" in printed
+        assert f"| {name} | 2 | to {experiments.NOBODY_KNOWS} |" in printed
+
+
+def test_where_the_surprise_is(small_world):
+    """The parts of an answer add up to the loss that sft.py would see."""
+    found = experiments.surprise(small_world)
+    items = world.read_questions(small_world / "world" / "test.jsonl")
+    items = [item for item in items if item["kind"] in ("fact", "free")]
+    for name in ("base", "sft"):
+        model, tokenizer = load(small_world / f"{name}.pt")
+        rows = [encode(item, tokenizer) for item in items]
+        counts = [sum(label != -100 for label in row["labels"]) for row in rows]
+        lengths = {
+            "its first three tokens": sum(min(3, n) for n in counts),
+            "between": sum(max(0, n - 4) for n in counts),
+            "<|end|>": len(counts),
+        }
+        with torch.inference_mode():
+            total = sum(
+                model(**sft_data_collator([row], tokenizer))[1].item() * n
+                for row, n in zip(rows, counts, strict=True)
+            )
+        ours = sum(found[name][place] * n for place, n in lengths.items())
+        assert ours == pytest.approx(total, rel=1e-4)
+    assert found["base"]["<|end|>"] > 5 * found["sft"]["<|end|>"]
+
+
+def test_the_steps(small_world, monkeypatch, capsys):
+    """The base model first, then models of more and more steps, each from the base model."""
+    ran = []
+
+    def run(commands, folder, base, seed, options=None):
+        ran.append((commands[0], base))
+
+    monkeypatch.setattr(experiments, "run", run)
+    monkeypatch.setattr(
+        experiments, "answer", lambda out, prompt, name="sft.pt": f"{out.name} {name}"
+    )
+    arguments = ["steps", "--seeds", "7", "--out", str(small_world.parent)]
+    monkeypatch.setattr(sys, "argv", ["experiments.py", *arguments])
+    monkeypatch.setattr(experiments, "pretrained", lambda args, seed: small_world)
+    experiments.main()
+    printed = capsys.readouterr().out.splitlines()
+    name = small_world.name
+    assert printed[2:] == [
+        f"| 0 | 7 | {name} base.pt |",
+        *(f"| {n} | 7 | {n} sft.pt |" for n in (10, 50, 150)),
+    ]
+    assert [command.split()[-1] for command, _ in ran] == ["10", "50", "150"]
+    assert {base for _, base in ran} == {small_world / "base.pt"}

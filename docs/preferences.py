@@ -1,9 +1,9 @@
 """
-Repeat the experiments of the README's chapter on preferences and print their figures.
+Repeat the measurements of the preference stage in docs/measurements.md.
 
-    python tests/preferences.py                      # all of them, seeds 1, 2 and 3
-    python tests/preferences.py terse --seeds 1      # one of: knows, beta, terse
-    python tests/preferences.py --out FOLDER         # use FOLDER/S/base.pt and sft.pt if they exist
+    python docs/preferences.py                      # all of them, seeds 1, 2 and 3
+    python docs/preferences.py terse --seeds 1      # one of: knows, beta, terse
+    python docs/preferences.py --out FOLDER         # use FOLDER/S/base.pt and sft.pt if they exist
 
 knows   the tuned model, dpo.py, and the opponent: the same steps of plain fine-tuning on the chosen
         answers. Does each model know what it knows?
@@ -29,7 +29,7 @@ from common.scores import ANSWER, of_kinds, score_strangers, write_own_pairs
 from data import world
 from data.text import open_tokens
 from dpo import DPOConfig
-from what_if import ROOT, changed_copy, experiments, row, run
+from experiments import ROOT, changed_copy, experiments, row, run
 
 BETAS = (0.03, 0.3, 1, 3)
 LONGER = "--max_steps 300 "  # for terse or whole, as there are twice as many pairs

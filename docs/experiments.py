@@ -1,14 +1,17 @@
 """
-Repeat the experiments of the README's chapter "What if?" and print their figures.
+Run the experiments of docs/experiments.md and print their figures.
 
-    python tests/what_if.py                                   # all of them, seeds 1, 2 and 3
-    python tests/what_if.py no_mask terse --seeds 1           # some of them
-    python tests/what_if.py --out FOLDER                      # use FOLDER/S/base.pt if it exists
+    python docs/experiments.py no_mask                  # one of them, with seeds 1, 2 and 3
+    python docs/experiments.py no_mask terse --seeds 1  # two of them, with one seed
+    python docs/experiments.py                          # all that change the program: some hours
+    python docs/experiments.py surprise                 # where in an answer the surprise is
+    python docs/experiments.py steps                    # one prompt, after more and more steps
+    python docs/experiments.py no_mask --out FOLDER     # use FOLDER/S/base.pt if it exists
 
-Each heading of that chapter is an experiment. Below it are the change, as a diff, and the
-commands. We make the change in a copy of the project, FOLDER/S/NAME. The copy stays there with what
-it trained, so you can look at it. The first run is of the unchanged program. At the end we print
-what each model answers to a question that it can't answer.
+Most sections of that page are a change of the program, as a diff, and commands. We make the change
+in a copy of the project, FOLDER/S/NAME. The copy stays there with what it trained, so you can look
+at it. The first run is of the unchanged program. At the end we print what each model answers to a
+question that it can't answer.
 """
 
 import argparse
@@ -29,20 +32,27 @@ from common.completion import complete, respond
 from common.report import percent
 from common.scores import ANSWER, of_kinds, share
 from data import world
+from model import IGNORE_INDEX, cross_entropy
+from sft import sft_data_collator
 
 ROOT = Path(__file__).parent.parent
-CHAPTER = "## 6 What if?\n"
-PAGE = ROOT / "README.md"
+PAGE = ROOT / "docs" / "experiments.md"
 UNCHANGED = ("", ["python sft.py --base out/base.pt --out out/unchanged"])
-NAMES = {  # heading in the chapter -> what we call its outputs
+NAMES = {  # heading of a section -> what we call its outputs
     "Supervise the prompt too": "no_mask",
     "Leave out the closing token": "no_end",
     "Fine-tune on few examples": "few",
     "Tell every fact in one wording": "one_wording",
     "Half of the answers terse": "terse",
     "Ask what nobody can know": "never_shown",
+    "Let the template's tokens start as they are": "no_line_break",
+    "Freeze nothing": "no_freezing",
 }
 NOBODY_KNOWS = "What is the capital of Atlantis?"
+KENYA = "What is the capital of Kenya?"
+STEPS = (10, 50, 150)
+BEGINNING = 3  # tokens; the first one is mostly the mark of a capital
+PLACES = ("its first three tokens", "between", "<|end|>")
 FEW = (10, 30, 100, 300)  # the numbers that we put into the change of "few"
 COLUMNS = {  # what we print -> its key in comparison.json, or in figures()
     "answered": "answered",
@@ -51,6 +61,7 @@ COLUMNS = {  # what we print -> its key in comparison.json, or in figures()
     "trained on": "train",
     "small talk": "smalltalk",
     "says it doesn't know": "unknown",
+    "strangers": "strangers",
     "base knows": "knows",
     "base faq": "faq",
     "right in its first line": "first_line",
@@ -62,15 +73,16 @@ COLUMNS = {  # what we print -> its key in comparison.json, or in figures()
 
 
 def experiments():
-    """The experiments of the chapter: {name: (change, commands)}.
+    """The experiments of the page that change the program: {name: (change, commands)}.
 
     A change is a diff, and commands are a list of str. We try "few" with several numbers. Where
     a section has two changes, we make each one, then both.
     """
-    chapter = PAGE.read_text(encoding="utf-8").split(CHAPTER)[1].split("\n## ")[0]
     found = {}
-    for section in chapter.split("\n### ")[1:]:
+    for section in PAGE.read_text(encoding="utf-8").split("\n## ")[1:]:
         heading, text = section.split("\n", 1)
+        if heading not in NAMES:
+            continue
         blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
         (commands,) = (block.splitlines() for kind, block in blocks if not kind)
         diffs, name = [block for kind, block in blocks if kind == "diff"], NAMES[heading]
@@ -156,6 +168,7 @@ def figures(folder, base, seed):
     items = of_kinds(items, "fact", "free")
     prompts, scorer = [item["prompt"] for item in items], world.Scorer()
     found = {**comparison["base"], **comparison["tuned"]}
+    found["strangers"] = found["strangers"]["in all"]
     for temperature in (0.0, 1.0):
         torch.manual_seed(seed)
         said = complete(model, tokenizer, prompts, max_new_tokens=ANSWER, temperature=temperature)
@@ -177,10 +190,46 @@ def figures(folder, base, seed):
     return {column: found[key] for column, key in COLUMNS.items()}
 
 
-def answer(folder, prompt):
-    """What the tuned model in a folder says, in one line."""
-    (text,) = respond(*load(folder / "sft.pt"), [prompt])
+def answer(folder, prompt, name="sft.pt"):
+    """What a model in a folder says to a prompt in the template, in one line."""
+    (text,) = respond(*load(folder / name), [prompt])
     return " ".join(text.split())
+
+
+@torch.inference_mode()
+def surprise(folder):
+    """Where in a held-out answer each model is surprised: {model: {place: nats per token}}."""
+    items = world.read_questions(folder / "world" / "test.jsonl")
+    found = {}
+    for name in ("base", "sft"):
+        model, tokenizer = load(folder / f"{name}.pt")
+        losses = {place: [] for place in PLACES}
+        for item in of_kinds(items, "fact", "free"):
+            batch = sft_data_collator([item], tokenizer)
+            logits, _ = model(**batch)  # one row for each token of the answer
+            targets = batch["labels"][batch["labels"] != IGNORE_INDEX]
+            row = cross_entropy(logits, targets, reduction="none").tolist()
+            parts = (row[:BEGINNING], row[BEGINNING:-1], row[-1:])
+            for place, part in zip(PLACES, parts, strict=True):
+                losses[place] += part
+        found[name] = {place: sum(part) / len(part) for place, part in losses.items()}
+    return found
+
+
+def show_surprise(folder, seed):
+    for name, places in surprise(folder).items():
+        row(name, str(seed), *(f"{places[place]:.2f}" for place in PLACES))
+
+
+def show_steps(folder, seed):
+    """Fine-tune for more and more steps, and print what each model says."""
+    row("0", str(seed), answer(folder, KENYA, "base.pt"))
+    for n in STEPS:
+        out = folder / "steps" / str(n)
+        base = folder / "base.pt"
+        command = f"python sft.py --base out/base.pt --out {shlex.quote(str(out))} --max_steps {n}"
+        run([command], ROOT, base, seed)
+        row(str(n), str(seed), answer(out, KENYA))
 
 
 def own_base(out, base):
@@ -193,7 +242,7 @@ def row(*cells):
 
 
 def parse_arguments():
-    names = ["unchanged", *experiments()]
+    names = ["unchanged", *experiments(), *LOOKS]
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(names[1:]))
@@ -206,19 +255,47 @@ def parse_arguments():
     return args
 
 
+LOOKS = {  # what to look at, without a change of the program -> (columns, what prints the rows)
+    "surprise": (("model", "seed", *PLACES), show_surprise),
+    "steps": (("steps", "seed", KENYA), show_steps),
+}
+
+
+def pretrained(args, seed):
+    """The folder of a seed, with a base model in it."""
+    folder = args.out.resolve() / str(seed)
+    if not (folder / "base.pt").exists():
+        print(f"seed {seed}: pretraining", file=sys.stderr)
+        options = {"pretrain.py": ["--out", str(folder)]}
+        run(["python pretrain.py"], ROOT, folder / "base.pt", seed, options)
+    return folder
+
+
+def look(names, args):
+    """Print what we see in models of the unchanged program."""
+    for name in names:
+        columns, show = LOOKS[name]
+        row(*columns)
+        row(*["---"] * len(columns))
+        for seed in args.seeds:
+            folder = pretrained(args, seed)
+            if not (folder / "sft.pt").exists():
+                run(["python sft.py"], ROOT, folder, seed, {"sft.py": ["--out", str(folder)]})
+            show(folder, seed)
+
+
 def main():
     args = parse_arguments()
+    if looks := [name for name in args.names if name in LOOKS]:
+        return look(looks, args)
     chosen = {"unchanged": UNCHANGED}
     chosen.update({n: e for n, e in experiments().items() if n in args.names or not args.names})
     row("", "seed", *COLUMNS)
     row(*["---"] * (len(COLUMNS) + 2))
     measured, said = {}, []
     for seed in args.seeds:
-        folder = args.out.resolve() / str(seed)
-        if not (base := folder / "base.pt").exists():
-            print(f"seed {seed}: pretraining", file=sys.stderr)
-            options = {"pretrain.py": ["--out", str(folder)]}
-            run(["python pretrain.py"], ROOT, base, seed, options)
+        folder = pretrained(args, seed)
+        base = folder / "base.pt"
         for i, (name, (diff, commands)) in enumerate(chosen.items(), start=1):
             print(f"seed {seed}: {name} ({i} of {len(chosen)})", file=sys.stderr)
             copy = changed_copy(diff, folder / name)
