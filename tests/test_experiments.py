@@ -127,7 +127,7 @@ def sources(folder):
     return {p.relative_to(folder): p.read_text(encoding="utf-8") for p in folder.rglob("*.py")}
 
 
-def test_the_chapter_is_what_the_runner_expects():
+def test_the_page_is_what_the_runner_expects():
     few = [f"few_{n}" for n in experiments.FEW]
     wordings = ["one_wording", "not_asked", "one_wording_not_asked"]
     tricks = ["no_line_break", "no_freezing"]
@@ -191,7 +191,7 @@ def test_a_change_whose_lines_are_gone_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in LIKE_OTHERS])
 def test_the_changed_program_runs(name, small_world, tmp_path):
-    """With the commands of the chapter, but two steps of a small network and few tables."""
+    """With the commands of the page, but two steps of a small network and few tables."""
     diff, commands = EXPERIMENTS[name]
     copy = experiments.changed_copy(diff, tmp_path / name)
     few_tables(copy)

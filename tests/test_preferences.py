@@ -1,4 +1,4 @@
-"""The runner of the README's chapter on preferences: what it runs, and how it counts."""
+"""The runner of the measurements of preferences: what it runs, and how it counts."""
 
 import shlex
 import shutil
@@ -18,7 +18,7 @@ def folder(small_world, tmp_path):
     return tmp_path
 
 
-def test_it_runs_what_the_chapter_says_and_prints_means(folder, monkeypatch, capsys):
+def test_it_runs_what_the_page_says_and_prints_means(folder, monkeypatch, capsys):
     """Without training: what it would train and measure is made up here."""
     ran, options = [], options_of(dpo.main)
 

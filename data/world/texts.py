@@ -3,8 +3,8 @@ The plain text that we pretrain on: entries, lists, paragraphs, dialogues and qu
 
 We tell every fact in several wordings, next to different facts, and we ask for it from all sides.
 If a model reads a fact in only one wording, it memorizes the fact but can't answer questions about
-the fact (Allen-Zhu and Li, Physics of Language Models 3.1, arXiv 2309.14316; chapter 6 of
-README.md).
+the fact (Allen-Zhu and Li, Physics of Language Models 3.1, arXiv 2309.14316; see
+docs/experiments.md).
 
 Many facts also appear in quizzes with options A) to D). That's why the base model follows a bare
 question with options, and not with an answer.
