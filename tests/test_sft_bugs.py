@@ -356,7 +356,7 @@ def test_14_evaluation_is_on_what_was_never_trained_on(tokenizer, model, tmp_pat
 
 
 def test_14_the_embedded_worlds_conversations_never_mention_what_is_held_out(tmp_path, monkeypatch):
-    """Read from the files. test_world_files.py asks more, of three seeds.
+    """Read from the files. test_world_files.py asks more, of two seeds.
 
     An entity isn't even named. Of the others, nobody says the question or the answer: "lightning"
     is a concept and also a word.

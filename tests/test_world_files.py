@@ -66,7 +66,7 @@ class Written:
         return [q for (q, w), where in zip(words.items(), asked, strict=True) if w and w in where]
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3])
+@pytest.fixture(scope="module", params=[1, 2])
 def written(request, tmp_path_factory):
     names, make = {}, invented.Inventor.make
 
