@@ -20,9 +20,9 @@ def why_not(models):
     base = models["base"]
     n = sum(p.numel() for p in base.model.parameters())
     if n > LARGEST:
-        return f"With {n:,} parameters, they are too large: {LARGEST:,} is the limit."
+        return f"They have {n:,} parameters, and a page takes at most {LARGEST:,}."
     if any(model.model.config != base.model.config for model in models.values()):
-        return "They differ in their sizes."
+        return "Their sizes differ. Train all stages from one base model."
     if not base.tokenizer.marks:
         return "Their tokenizer is one of tiktoken's, and the page only runs our own."
     return ""

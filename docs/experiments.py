@@ -117,7 +117,7 @@ def apply(diff, folder):
         path = folder / name
         text = "\n" + path.read_text(encoding="utf-8")
         if (n := text.count("\n" + old)) != 1:
-            raise ValueError(f"{path}: these lines should be there once, but are {n} times:\n{old}")
+            raise ValueError(f"{path}: expected these lines once, found them {n} times:\n{old}")
         text = text.replace("\n" + old, "\n" + new)
         path.write_text(text[1:], encoding="utf-8", newline="\n")
 

@@ -13,8 +13,8 @@ function max(x) {
   return x.reduce((a, b) => Math.max(a, b));
 }
 
-/** Numbers as shares of 1: exp(x) / sum of all exp(x). We subtract the largest first, so exp()
- * can't overflow. */
+/** Turn numbers into probabilities: exp(x) / sum of all exp(x). We subtract the largest first, so
+ * exp() can't overflow. */
 function softmax(x) {
   const largest = max(x);
   const shares = x.map((number) => Math.exp(number - largest));
@@ -161,7 +161,7 @@ class GPT {
   hidden(id, cache) {
     const position = cache.length;
     let x = norm(lookUp(this.embed, id));
-    // What every layer adds to its values: a row for the token, and one for it and the one before.
+    // Every layer adds two rows to its values: one for this token, one for its pair with the last.
     const pair = (36313 * this.alias[id] + 27191 * this.alias[cache.last]) % PAIR_ROWS; // a hash
     const extra = add(lookUp(this.values, id), lookUp(this.pair_values, pair));
     this.blocks.forEach((block, i) => {
@@ -213,7 +213,7 @@ class GPT {
 }
 
 /** All layers' keys and values so far, so that we compute each of them only once.
- * draws: whether to keep the shares of attention too, for somebody who draws them. */
+ * draws: whether to keep the attention weights, so the page can draw them. */
 class Cache {
   constructor(config, draws = false) {
     this.length = 0;

@@ -16,9 +16,13 @@ function toMessages(text) {
   const turns = messages.slice(messages[0]?.role === "system" ? 1 : 0);
   const inTurns = turns.every(({ role }, i) => role === (i % 2 ? "assistant" : "user"));
   if (before.trim() || !turns.length || !inTurns) {
-    throw new Error('Begin each turn with "user:" or "assistant:", in turns, the user first.');
+    throw new Error(
+      'Begin each turn with "user:" or "assistant:". They alternate, and the user goes first.',
+    );
   }
-  if (messages.some(({ content }) => !content)) throw new Error("One of the turns is empty.");
+  if (messages.some(({ content }) => !content)) {
+    throw new Error("One of the turns is empty. Write something after its colon.");
+  }
   return messages;
 }
 

@@ -88,7 +88,8 @@ async function begin() {
     await inside.show(about.talk);
     find("conversation").hidden = inside.row !== null; // the one to touch is in its place
   } catch (error) {
-    find("status").textContent = "Something went wrong here, and the console says what.";
+    find("status").textContent =
+      "The models didn't start. Reload the page, or see the browser's console (F12) for the error.";
     throw error;
   }
 }

@@ -166,7 +166,7 @@ class Column {
     this.text.setAttribute("aria-busy", "true");
     this.note.textContent = "…";
     const random = randomFrom(Number(this.settings.seed));
-    for (const _ of tokens) random(); // the rest has the same luck as before
+    for (const _ of tokens) random(); // those that these tokens used
     const context = [...this.ids, ...tokens.map((token) => token.id)];
     const temperature = Number(this.settings.temperature);
     const writing = this.model.generate(context, temperature, this.lastId(), random);
