@@ -14,6 +14,10 @@ at it. The first run is of the unchanged program. At the end we print what each 
 question that it can't answer.
 """
 
+import os
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # idle threads free the CPU for others sooner
+
 import argparse
 import json
 import re
@@ -52,7 +56,8 @@ NOBODY_KNOWS = "What is the capital of Atlantis?"
 KENYA = "What is the capital of Kenya?"
 STEPS = (10, 50, 150)
 BEGINNING = 3  # tokens; the first one is mostly the mark of a capital
-PLACES = ("its first three tokens", "between", "<|end|>")
+PLACES = ("its first three tokens", "in between", "the end", "<|pad|> there")
+DIALOGUE = "Guest:\n{}\nHost:\n"  # as some texts have it
 FEW = (10, 30, 100, 300)  # the numbers that we put into the change of "few"
 COLUMNS = {  # what we print -> its key in comparison.json, or in figures()
     "answered": "answered",
@@ -196,29 +201,62 @@ def answer(folder, prompt, name="sft.pt"):
     return " ".join(text.split())
 
 
+def as_dialogue(item, tokenizer):
+    """A question and its answer as the texts lay out a dialogue, as a batch of one row.
+
+    Only the answer counts, and the line break that ends it.
+    """
+    before = [tokenizer.endoftext, *tokenizer.encode(DIALOGUE.format(item["prompt"]))]
+    said = [*tokenizer.encode(item["response"]), *tokenizer.encode("\n")]
+    labels = [IGNORE_INDEX] * len(before) + said
+    return {"input_ids": torch.tensor([before + said]), "labels": torch.tensor([labels])}
+
+
+def in_template(item, tokenizer):
+    return sft_data_collator([item], tokenizer)
+
+
 @torch.inference_mode()
 def surprise(folder):
-    """Where in a held-out answer each model is surprised: {model: {place: nats per token}}."""
-    items = world.read_questions(folder / "world" / "test.jsonl")
+    """Where in a held-out answer each model is surprised: {model: {place: nats per token}}.
+
+    The last place is a token that never comes, <|pad|>, where the answer ends.
+    """
+    items = of_kinds(world.read_questions(folder / "world" / "test.jsonl"), "fact", "free")
     found = {}
-    for name in ("base", "sft"):
-        model, tokenizer = load(folder / f"{name}.pt")
+    for name, file, lay_out in (
+        ("base", "base.pt", in_template),
+        ("base, in a dialogue", "base.pt", as_dialogue),
+        ("tuned", "sft.pt", in_template),
+    ):
+        model, tokenizer = load(folder / file)
         losses = {place: [] for place in PLACES}
-        for item in of_kinds(items, "fact", "free"):
-            batch = sft_data_collator([item], tokenizer)
-            logits, _ = model(**batch)  # one row for each token of the answer
+        for item in items:
+            batch = lay_out(item, tokenizer)
+            logits, _ = model(**batch)  # one row for each token of the answer, and the end
             targets = batch["labels"][batch["labels"] != IGNORE_INDEX]
             row = cross_entropy(logits, targets, reduction="none").tolist()
-            parts = (row[:BEGINNING], row[BEGINNING:-1], row[-1:])
+            pad = cross_entropy(logits[-1:], targets.new_tensor([tokenizer.pad])).item()
+            parts = (row[:BEGINNING], row[BEGINNING:-1], row[-1:], [pad])
             for place, part in zip(PLACES, parts, strict=True):
                 losses[place] += part
         found[name] = {place: sum(part) / len(part) for place, part in losses.items()}
     return found
 
 
+def right_in_dialogue(folder):
+    """How often the base model answers a held-out question in a dialogue, in its first line."""
+    items = of_kinds(world.read_questions(folder / "world" / "test.jsonl"), "fact", "free")
+    prompts, scorer = [DIALOGUE.format(item["prompt"]) for item in items], world.Scorer()
+    texts = respond(*load(folder / "base.pt"), prompts, chat=False, max_new_tokens=ANSWER)
+    pairs = zip(items, texts, strict=True)
+    return share([scorer.answered(item, text.split("\n")[0]) for item, text in pairs])
+
+
 def show_surprise(folder, seed):
     for name, places in surprise(folder).items():
         row(name, str(seed), *(f"{places[place]:.2f}" for place in PLACES))
+    print(f"In a dialogue, the first line is right: {percent(right_in_dialogue(folder))}")
 
 
 def show_steps(folder, seed):

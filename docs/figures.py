@@ -236,7 +236,7 @@ def surprise(run):
     for i, name, look, y in ((1, "base", "hot", 92), (2, "tuned", "green", low)):
         mean = sum(token[i] for token in answer) / len(answer)
         parts.append(words(LEFT, y, f"{name}: {mean:.2g} nats per token", f"{look} bold"))
-    parts.append(words(140, 318, "It didn't expect an answer.", "soft"))
+    parts.append(words(140, 318, "It expected another layout.", "soft"))
     parts.append(words(724, 160, "It has never seen <|end|>.", "soft", "end"))
     return "The surprise is at the beginning and at the end", low + 24, parts
 

@@ -12,6 +12,10 @@ terse   a model that was fine-tuned on half terse, half whole answers; then with
         preferred, and the other way round
 """
 
+import os
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # idle threads free the CPU for others sooner
+
 import argparse
 import json
 import shlex

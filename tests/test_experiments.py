@@ -387,14 +387,14 @@ def test_where_the_surprise_is(small_world):
     found = experiments.surprise(small_world)
     items = world.read_questions(small_world / "world" / "test.jsonl")
     items = [item for item in items if item["kind"] in ("fact", "free")]
-    for name in ("base", "sft"):
-        model, tokenizer = load(small_world / f"{name}.pt")
+    for name, file in (("base", "base.pt"), ("tuned", "sft.pt")):
+        model, tokenizer = load(small_world / file)
         rows = [encode(item, tokenizer) for item in items]
         counts = [sum(label != -100 for label in row["labels"]) for row in rows]
         lengths = {
             "its first three tokens": sum(min(3, n) for n in counts),
-            "between": sum(max(0, n - 4) for n in counts),
-            "<|end|>": len(counts),
+            "in between": sum(max(0, n - 4) for n in counts),
+            "the end": len(counts),
         }
         with torch.inference_mode():
             total = sum(
@@ -403,7 +403,11 @@ def test_where_the_surprise_is(small_world):
             )
         ours = sum(found[name][place] * n for place, n in lengths.items())
         assert ours == pytest.approx(total, rel=1e-4)
-    assert found["base"]["<|end|>"] > 5 * found["sft"]["<|end|>"]
+    assert found["base"]["the end"] > 5 * found["tuned"]["the end"]
+    dialogue = found["base, in a dialogue"]  # its texts have such dialogues, with line breaks
+    assert all(dialogue[place] < found["base"][place] for place in list(lengths))
+    assert dialogue["<|pad|> there"] > 5 > dialogue["the end"]
+    assert experiments.right_in_dialogue(small_world) > 0.5
 
 
 def test_the_steps(small_world, monkeypatch, capsys):
