@@ -18,7 +18,7 @@ from sft import encode, sft_data_collator
 
 EXPERIMENTS = experiments.experiments()
 # These differ from others only in a number, or in a world that other tests make.
-LIKE_OTHERS = ("few_30", "few_100", "one_wording", "not_asked")
+LIKE_OTHERS = ("few_30", "few_100", "few_300", "one_wording", "not_asked")
 TINY = {
     "pretrain.py": ["--device", "cpu", *SIZES, "--max_steps", "2"],
     "sft.py": ["--device", "cpu", "--max_steps", "2"],
