@@ -324,8 +324,10 @@ def look(names, args):
 
 def main():
     args = parse_arguments()
-    if looks := [name for name in args.names if name in LOOKS]:
-        return look(looks, args)
+    looks = [name for name in args.names if name in LOOKS]
+    look(looks, args)
+    if looks and len(looks) == len(args.names):
+        return
     chosen = {"unchanged": UNCHANGED}
     chosen.update({n: e for n, e in experiments().items() if n in args.names or not args.names})
     row("", "seed", *COLUMNS)

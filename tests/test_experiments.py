@@ -367,13 +367,15 @@ def test_the_runner_prints_all_runs_their_means_and_the_answers(tmp_path, monkey
     monkeypatch.setattr(experiments, "apply", lambda diff, folder: folder.mkdir(parents=True))
     monkeypatch.setattr(experiments, "figures", figures)
     monkeypatch.setattr(experiments, "answer", lambda out, prompt: f"to {prompt}")
-    arguments = ["no_mask", "--seeds", "1", "2", "--out", str(tmp_path / "w")]
+    looked = []
+    monkeypatch.setattr(experiments, "look", lambda names, args: looked.extend(names))
+    arguments = ["no_mask", "surprise", "--seeds", "1", "2", "--out", str(tmp_path / "w")]
     monkeypatch.setattr(sys, "argv", ["experiments.py", *arguments])
     for seed in ("1", "2"):
         (tmp_path / "w" / seed).mkdir(parents=True)
     experiments.main()
     names = [name for _, name, seed in ran if seed == 1]
-    assert names == [tmp_path.name, "unchanged", "no_mask"]
+    assert names == [tmp_path.name, "unchanged", "no_mask"] and looked == ["surprise"]
     printed = capsys.readouterr().out
     for name in ("unchanged", "no_mask"):
         for label, share in (("1", "10.0%"), ("2", "20.0%"), ("mean", "15.0%")):
