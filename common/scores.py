@@ -29,8 +29,8 @@ def score_base(base, questions, scorer):
     """Ask the base model in four ways. Returns a dict of shares, from 0 to 1."""
     questions = of_kinds(questions, "fact", "free")
 
-    def ask(key, chat=False, length=40):
-        prompts = [question[key] for question in questions]
+    def ask(key, chat=False, length=40, items=questions):
+        prompts = [item[key] for item in items]
         return respond(base.model, base.tokenizer, prompts, chat, length)
 
     def answered(texts):
@@ -39,14 +39,15 @@ def score_base(base, questions, scorer):
 
     plain = [first_paragraph(text) for text in ask("prompt", length=60)]
     quizzes = [scorer.quiz(*pair) for pair in zip(questions, plain, strict=True)]
-    clozes = zip(questions, ask("cloze", length=24), strict=True)
+    facts = of_kinds(questions, "fact")
+    clozes = zip(facts, ask("cloze", length=24, items=facts), strict=True)
     return {
         "plain": answered(plain),
         "goes_on": share([bool(world.OPTIONS.search(text)) or "?" in text for text in plain]),
         **{key: share([quiz[key] for quiz in quizzes]) for key in world.QUIZ},
         "chat": answered([first_paragraph(text) for text in ask("prompt", chat=True)]),
         "faq": answered([text.strip().split("\n")[0] for text in ask("faq")]),
-        "knows": share([scorer.knows(question, text) for question, text in clozes]),
+        "knows": share([scorer.knows(fact, text) for fact, text in clozes]),
     }
 
 

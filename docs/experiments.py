@@ -6,6 +6,7 @@ Run the experiments of docs/experiments.md and print their figures.
     python docs/experiments.py                          # all that change the program: some hours
     python docs/experiments.py surprise                 # where in an answer the surprise is
     python docs/experiments.py steps                    # one prompt, after more and more steps
+    python docs/experiments.py ways                     # the same facts, asked for in nine ways
     python docs/experiments.py no_mask --out FOLDER     # use FOLDER/S/base.pt if it exists
 
 Most sections of that page are a change of the program, as a diff, and commands. We make the change
@@ -20,6 +21,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # idle threads free the CPU fo
 
 import argparse
 import json
+import random
 import re
 import shlex
 import shutil
@@ -36,6 +38,9 @@ from common.completion import complete, respond
 from common.report import percent
 from common.scores import ANSWER, of_kinds, share
 from data import world
+from data.world import tables
+from data.world.exchanges import WAYS, Asker
+from data.world.split import split_entities
 from model import IGNORE_INDEX, cross_entropy
 from sft import sft_data_collator
 
@@ -270,6 +275,30 @@ def show_steps(folder, seed):
         row(str(n), str(seed), answer(out, KENYA))
 
 
+def asked_in_ways(side, seed):
+    """Every fact of a side (train, dev or test), asked for in each way: {way: [Exchange]}"""
+    made, rng = tables.load_tables(), random.Random(seed)
+    sides = split_entities(made.entities, made.free + made.concepts, seed)
+    ours = [entity for entity in made.entities if sides[entity.name] == side]
+    asker = Asker(made, world.load_wordings(), ours, [], [], {side}, rng)
+    return {way: [x for x in map(getattr(asker, way), asker.facts) if x] for way in WAYS}
+
+
+def show_ways(folder, seed):
+    """How often the tuned model answers word for word as it should, by the way we ask."""
+    model, tokenizer = load(folder / "sft.pt")
+    sides = {side: asked_in_ways(side, seed) for side in ("test", "train")}
+    for way in WAYS:
+        cells = [sides["test"][way][0].question]
+        for exchanges in (sides["test"][way], sides["train"][way]):
+            prompts = [exchange.question for exchange in exchanges]
+            said = respond(model, tokenizer, prompts, max_new_tokens=2 * ANSWER)
+            pairs = zip(exchanges, said, strict=True)
+            right = share([text.strip() == exchange.answer for exchange, text in pairs])
+            cells.append(f"{percent(right)} of {len(exchanges)}")
+        row(way, str(seed), *cells)
+
+
 def own_base(out, base):
     """The base model of a run: the one beside it, or else the one that all runs share."""
     return out / "base.pt" if (out / "base.pt").exists() else base
@@ -296,6 +325,7 @@ def parse_arguments():
 LOOKS = {  # what to look at, without a change of the program -> (columns, what prints the rows)
     "surprise": (("model", "seed", *PLACES), show_surprise),
     "steps": (("steps", "seed", KENYA), show_steps),
+    "ways": (("way", "seed", "one of them", "held out", "trained on"), show_ways),
 }
 
 

@@ -277,7 +277,8 @@ def attention(run):
     pairs = [(ids.index(i, half) - 1, ids.index(i), word) for word, i in first.items()]
     best = torch.stack([looks[:, :, t, s] for t, s, _ in pairs]).amin(dim=0)  # (layers, heads)
     layer, head = divmod(best.argmax().item(), best.size(1))
-    where = f"Layer {layer + 1}, head {head + 1} of the tuned model, just before it says a word."
+    where = f"Layer {layer + 1}, head {head + 1} of the tuned model. Of its {best.numel()} heads,"
+    where += " this one looks there most."
     rows = shown[:half], shown[half:]
     size = min(18, *(752 / (0.6 * len("".join(row)) + 0.78 * len(row)) for row in rows))
     parts, boxes, centers, x = [words(LEFT, 84, where, "soft")], [], [], LEFT
@@ -299,7 +300,7 @@ def attention(run):
         parts.append(words(centers[s], 148, percent, "blue bold", "middle"))
         parts.append(words(centers[t], 402, "next:", "soft", "middle"))
         parts.append(words(centers[t], 426, word, "bold", "middle"))
-    parts += [*boxes, words(LEFT, 470, CAPITAL, "soft")]
+    parts += [*boxes, words(LEFT, 470, f"In %: how much of its attention. {CAPITAL}", "soft")]
     return "To repeat a word, it looks at that word", 494, parts
 
 

@@ -451,7 +451,7 @@ for name in ("train.jsonl", "dev.jsonl", "test.jsonl", "smalltalk.jsonl"):
 ASKED = {"prompt": "What is the capital of Kenya?", "name": "Kenya"}
 ASKED |= {"table": "countries", "attribute": "capital", "accept": ["Nairobi"]}
 TOLD = "The capital of Kenya is Nairobi."
-PLAIN = {"faq": "Q: Why?\nA:", "cloze": "It is", "name": "Why?", "prompt": "Why?"}
+PLAIN = {"faq": "Q: Why?\nA:", "name": "Why?", "prompt": "Why?"}
 FORMS = {"child": "Imagine a ball that falls.", "sentence": "Gravity is a pull."}
 GRAVITY = {"prompt": "Explain gravity.", "response": FORMS["child"], "name": "gravity"}
 QUESTIONS = {
@@ -503,8 +503,7 @@ for kind, question in QUESTIONS.items():
             continue
         BAD_QUESTIONS.append((kind, {key: None}, f'"{key}" is missing; fix the line'))
         BAD_QUESTIONS.append((kind, {key: 5}, f'"{key}" must be text; fix the line'))
-        if key != "cloze":  # an answer may start with its key
-            BAD_QUESTIONS.append((kind, {key: " "}, f'"{key}" is empty; fix the line'))
+        BAD_QUESTIONS.append((kind, {key: " "}, f'"{key}" is empty; fix the line'))
 
 for kind, changes in {
     "fact": {"faq": None},
@@ -860,6 +859,7 @@ def test_questions_of_your_own(scorer, tmp_path):
         assert not scorer.answered(item, "Polly wants a cracker."), item
         if item["kind"] in ("fact", "free"):
             assert not any(scorer.quiz(item, item["response"]).values())
+        if item["kind"] == "fact":
             assert not scorer.knows(item, " cracker")
 
 

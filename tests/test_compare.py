@@ -315,8 +315,6 @@ def test_an_answer_is_no_quiz(scorer):
         (KENYA, " Nairobis", False),
         ({**KENYA, "accept": ["euro"]}, " the euro.", True),
         ({**KENYA, "accept": ["owl", "owlet"]}, " an owlet", True),
-        (SEASONS, " tilt of the axis.\nA) sun", True),
-        (SEASONS, " sun.\ntilt of the axis", False),
     ],
 )
 def test_what_counts_as_knowing(item, text, known, scorer):
@@ -525,7 +523,7 @@ def test_the_scores_of_a_tuned_model(scorer, monkeypatch):
 def test_the_scores_of_a_base_model(scorer, monkeypatch):
     """It never stops, so we look at its first paragraph, or at its first line."""
     kenya = {**KENYA, "prompt": "fact", "faq": "Q: fact", "cloze": "Kenya's is"}
-    seasons = {**SEASONS, "prompt": "free", "faq": "Q: free", "cloze": "It is the"}
+    seasons = {**SEASONS, "prompt": "free", "faq": "Q: free"}
     quiz, right = "\n".join(QUIZ[1:]), "The capital of Kenya is Nairobi."
     answers = {
         ("fact", False): f"\n{quiz}\n\nE",
@@ -535,7 +533,6 @@ def test_the_scores_of_a_base_model(scorer, monkeypatch):
         ("Q: fact", False): f" {right}\nQ: Is it Lima?",
         ("Q: free", False): " Its tilted axis.\nA) no",
         ("Kenya's is", False): " Nairobi. Lima",
-        ("It is the", False): " Sun.",
     }
     base = Scripted(answers, monkeypatch)
     questions = [kenya, seasons, {**ATLANTIS, "prompt": "Who?"}, asked_in("word", kenya)]
@@ -545,7 +542,7 @@ def test_the_scores_of_a_base_model(scorer, monkeypatch):
         **dict.fromkeys(GOOD, 1 / 2),
         "chat": 1 / 2,
         "faq": 1.0,
-        "knows": 1 / 2,
+        "knows": 1.0,
     }
     assert set(base.read) == answers.keys()
 

@@ -435,3 +435,34 @@ def test_the_steps(small_world, monkeypatch, capsys):
     ]
     assert [command.split()[-1] for command, _ in ran] == ["10", "50", "150"]
     assert {base for _, base in ran} == {small_world / "base.pt"}
+
+
+def test_the_ways_to_ask(small_world, monkeypatch, capsys):
+    """About the things of one side only. An answer counts if it is right word for word."""
+    made = tables.load_tables()
+    sides = world.split_entities(made.entities, made.free + made.concepts, 3)
+    answers = {}
+    for side in ("test", "train"):
+        for way, exchanges in experiments.asked_in_ways(side, 3).items():
+            assert exchanges and all(x.way in ("", way) for x in exchanges)
+            about = {x.fact.entity.name for x in exchanges if x.fact}
+            assert {sides[name] for name in about} <= {side}
+            answers.update({x.question: x.answer for x in exchanges})
+
+    def respond(model, tokenizer, prompts, **options):
+        """Right, except that it never tells about a thing in full."""
+        said = [answers[prompt] for prompt in prompts]
+        return [text.partition(". ")[0] + "." if ". " in text else f" {text}\n" for text in said]
+
+    monkeypatch.setattr(experiments, "respond", respond)
+    experiments.show_ways(small_world, 3)
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    assert [(way, seed) for way, seed, *_ in rows] == [(way, "3") for way in experiments.WAYS]
+    for way, _, question, held_out, trained_on in rows:
+        assert question in answers
+        for cell in (held_out, trained_on):
+            share, number = cell.split("% of ")
+            if way in ("plain", "yes_no", "either"):
+                assert float(share) > 90
+            if way in ("same", "both", "contrast"):
+                assert share == "0.0" and int(number) > 50

@@ -372,7 +372,7 @@ CAPITAL = {
     "attribute": "capital",
     "accept": ["Nairobi"],
 }
-FREE = {key: CAPITAL[key] for key in ("prompt", "response", "faq", "cloze", "name")}
+FREE = {key: CAPITAL[key] for key in ("prompt", "response", "faq", "name")}
 FREE |= {"keys": [["Nairobi", "Nairobi City"]]}
 
 
@@ -428,8 +428,8 @@ def test_the_scorer_does_not_know_it(change, complaint, tmp_path, quick):
 
 
 def test_a_question_of_ones_own(tmp_path, quick):
-    """It needs keys, and no table. An empty cloze is fine: the answer may start with its key."""
-    path = write_questions(tmp_path / "test.jsonl", FREE | {"cloze": ""}, CAPITAL)
+    """It needs keys, and no table and no cloze."""
+    path = write_questions(tmp_path / "test.jsonl", FREE, CAPITAL)
     own, capital = world.read_questions(path)
     scorer = world.Scorer()
     assert own["attribute"] == "free question" and "unseen" not in capital

@@ -6,7 +6,8 @@ The questions that we ask the models. We write them to files, and you may edit t
     response        the answer we expect
     unseen          a wording that fine-tuning never uses (not for free questions)
     typed           the prompt as somebody might type it (in train.jsonl, for preference pairs)
-    faq, cloze      for the base model: "Q: ...?\\nA:" and "The capital of Kenya is"
+    faq             for the base model: "Q: ...?\\nA:"
+    cloze           for the base model, if there is a table: "The capital of Kenya is"
     name            the entity, or the free question itself
     accept          the right values, if there is a table; any of them will do
     keys            for a free question: lists of phrases, and an answer needs one from each list
@@ -97,7 +98,6 @@ def question(fact, asker, hidden):
 
 
 def free_question(free):
-    first_key = min(pattern_of(phrases).search(free.answer).start() for phrases in free.keys)
     return {
         "kind": "free",
         "prompt": free.name,
@@ -107,7 +107,6 @@ def free_question(free):
         "attribute": "free question",
         "keys": free.keys,
         "options": [free.right, *free.wrong],
-        "cloze": free.answer[:first_key].rstrip(),
     }
 
 
@@ -134,7 +133,7 @@ def style_question(exchange, asker, style):
 
 NEEDS = {  # what each kind of question needs besides
     "fact": ["faq", "cloze", "table", "attribute"],
-    "free": ["faq", "cloze"],
+    "free": ["faq"],
     "style": ["table", "attribute", "use"],
     "concept": ["form"],
     "unknown": [],
@@ -228,7 +227,7 @@ def check_texts(where, item, keys):
             raise InputError(where, f'"{key}" is missing', MEND)
         if not isinstance(item[key], str):
             raise InputError(where, f'"{key}" must be text', MEND)
-        if not item[key].strip() and key != "cloze":  # empty if the answer starts with the value
+        if not item[key].strip():
             raise InputError(where, f'"{key}" is empty', MEND)
 
 
