@@ -116,7 +116,7 @@ class Attention(nn.Module):
         self.query, self.key, self.value, self.proj = matrices
 
     def forward(self, x, extra, rotary, mask, cache=None):
-        """x, extra: (B, T, C); rotary: (cos, sin) for rotate(); mask: see attend(). Like x."""
+        """x, extra, result: (B, T, C); rotary: (cos, sin) for rotate(); mask: see attend()."""
         B, T, C = x.shape
         # Separate because Muon orthogonalizes each one; concatenated because one matmul is faster.
         weight = torch.cat((self.query.weight, self.key.weight, self.value.weight))  # (3C, C)

@@ -99,7 +99,7 @@ def sft_data_collator(batch, tokenizer, block_size=None):
     """Turn conversations into a batch with the same two keys as in pretraining.
 
     batch: conversations in any form that as_messages() takes, or already encoded by encode().
-    Returns {"input_ids", "labels"}, (B, T) int64 each, padded at the right with <|pad|>, labeled
+    Returns {"input_ids", "labels"}, (B, T) int64 each, padded on the right with <|pad|>, label
     -100. Drops a conversation with no answer left within block_size. Raises ValueError for a
     malformed conversation, and if none is left.
     """
@@ -164,7 +164,7 @@ def read_conversations(path, base, seed):
 def prepare_special_tokens(model, tokenizer):
     """Start the chat template's tokens as line breaks, and train only the special tokens' rows.
 
-    In pretraining these tokens were never the next one, so the model learned not to predict them. A
+    In pretraining these tokens never came next, so the model learned not to predict them. A
     line break separates speakers in a text, so the tokens learn quickly from there. The other rows
     stay fixed: if we moved the words of these conversations, they would drift away from all others.
     """
