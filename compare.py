@@ -209,7 +209,7 @@ def parse_arguments(argv):
     mode.add_argument("--chat", action="store_true", help="talk to the latest model")
     what = "the latest stage to look at (default: dpo, if there is one)"
     option("--stage", choices=("sft", "dpo"), help=what)
-    what = 'with --ask and --chat: a style, such as "Answer in one word."'
+    what = 'with --ask and --chat: a style, such as "Talk like a robot."'
     option("--system", default="", metavar="TEXT", help=what)
     what = "held-out questions to score (default: test)"
     option("--side", choices=("dev", "test"), default="test", help=what)

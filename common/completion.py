@@ -2,6 +2,8 @@
 Completions: how a model continues prompts.
 """
 
+import re
+
 from data import encode_chat
 
 BATCH_SIZE = 256  # prompts at a time, so that memory stays bounded
@@ -55,6 +57,11 @@ def respond(model, tokenizer, prompts, chat=True, max_new_tokens=64, temperature
     """Only the completions, a list of str, without the stop token. See complete()."""
     completions = complete(model, tokenizer, prompts, chat, max_new_tokens, temperature, top_k)
     return [text for text, stopped in completions]
+
+
+def first_reply(text):
+    """What a base model's dialogue says first: one line, without the speaker's label ("A: ")."""
+    return re.sub(r"^\s*(\w+ ?[:>]\s*)?", "", text).split("\n")[0]
 
 
 def first_paragraph(text):

@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from common.completion import complete, first_paragraph, respond
+from common.completion import complete, first_paragraph, first_reply, respond
 from common.files import writing
 from common.messages import InputError, Progress
 from data import world
@@ -45,7 +45,7 @@ def score_base(base, questions, scorer):
         "plain": answered(plain),
         "goes_on": share([bool(world.OPTIONS.search(text)) or "?" in text for text in plain]),
         **{key: share([quiz[key] for quiz in quizzes]) for key in world.QUIZ},
-        "chat": answered([first_paragraph(text) for text in ask("prompt", chat=True)]),
+        "chat": answered([first_reply(text) for text in ask("prompt", chat=True)]),
         "faq": answered([text.strip().split("\n")[0] for text in ask("faq")]),
         "knows": share([scorer.knows(fact, text) for fact, text in clozes]),
     }

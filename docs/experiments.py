@@ -4,8 +4,10 @@ Run the experiments of docs/experiments.md and print their figures.
     python docs/experiments.py no_mask                  # one of them, with seeds 1, 2 and 3
     python docs/experiments.py no_mask terse --seeds 1  # two of them, with one seed
     python docs/experiments.py                          # all that change the program: some hours
+    python docs/experiments.py before                   # what the base model can do already
     python docs/experiments.py surprise                 # where in an answer the surprise is
     python docs/experiments.py steps                    # one prompt, after more and more steps
+    python docs/experiments.py styles                   # how it obeys each style
     python docs/experiments.py ways                     # the same facts, asked for in nine ways
     python docs/experiments.py no_mask --out FOLDER     # use FOLDER/S/base.pt if it exists
 
@@ -34,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 from common.checkpoint import load
-from common.completion import complete, respond
+from common.completion import complete, first_reply, respond
 from common.report import percent
 from common.scores import ANSWER, of_kinds, share
 from data import world
@@ -42,7 +44,7 @@ from data.world import tables
 from data.world.exchanges import WAYS, Asker
 from data.world.split import split_entities
 from model import IGNORE_INDEX, cross_entropy
-from sft import sft_data_collator
+from sft import prepare_special_tokens, sft_data_collator
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "experiments.md"
@@ -63,6 +65,13 @@ STEPS = (10, 50, 150)
 BEGINNING = 3  # tokens; the first one is mostly the mark of a capital
 PLACES = ("its first three tokens", "in between", "the end", "<|pad|> there")
 DIALOGUE = "Guest:\n{}\nHost:\n"  # as some texts have it
+REPLIES = {  # what we ask before and after -> (kinds of questions, which wording)
+    "answered": (("fact", "free"), "prompt"),
+    "unseen wordings": (("fact", "free"), "unseen"),
+    "explains": (("concept",), "prompt"),
+    "says it doesn't know": (("unknown",), "prompt"),
+    "- unseen wordings": (("unknown",), "unseen"),
+}
 FEW = (10, 30, 100, 300)  # the numbers that we put into the change of "few"
 COLUMNS = {  # what we print -> its key in comparison.json, or in figures()
     "answered": "answered",
@@ -221,6 +230,16 @@ def in_template(item, tokenizer):
     return sft_data_collator([item], tokenizer)
 
 
+def before_and_after(folder):
+    """Yield a base model and what becomes of it: (name, model, tokenizer, asked in a dialogue?)."""
+    base, tokenizer = load(folder / "base.pt")
+    yield "base, in the template", base, tokenizer, False
+    yield "base, in a dialogue", base, tokenizer, True
+    prepare_special_tokens(base, tokenizer)  # what sft.py does before its first step
+    yield "base with the head start, in the template", base, tokenizer, False
+    yield "tuned, in the template", *load(folder / "sft.pt"), False
+
+
 @torch.inference_mode()
 def surprise(folder):
     """Where in a held-out answer each model is surprised: {model: {place: nats per token}}.
@@ -229,15 +248,10 @@ def surprise(folder):
     """
     items = of_kinds(world.read_questions(folder / "world" / "test.jsonl"), "fact", "free")
     found = {}
-    for name, file, lay_out in (
-        ("base", "base.pt", in_template),
-        ("base, in a dialogue", "base.pt", as_dialogue),
-        ("tuned", "sft.pt", in_template),
-    ):
-        model, tokenizer = load(folder / file)
+    for name, model, tokenizer, in_dialogue in before_and_after(folder):
         losses = {place: [] for place in PLACES}
         for item in items:
-            batch = lay_out(item, tokenizer)
+            batch = (as_dialogue if in_dialogue else in_template)(item, tokenizer)
             logits, _ = model(**batch)  # one row for each token of the answer, and the end
             targets = batch["labels"][batch["labels"] != IGNORE_INDEX]
             row = cross_entropy(logits, targets, reduction="none").tolist()
@@ -249,19 +263,34 @@ def surprise(folder):
     return found
 
 
-def right_in_dialogue(folder):
-    """How often the base model answers a held-out question in a dialogue, in its first line."""
-    items = of_kinds(world.read_questions(folder / "world" / "test.jsonl"), "fact", "free")
-    prompts, scorer = [DIALOGUE.format(item["prompt"]) for item in items], world.Scorer()
-    texts = respond(*load(folder / "base.pt"), prompts, chat=False, max_new_tokens=ANSWER)
-    pairs = zip(items, texts, strict=True)
-    return share([scorer.answered(item, text.split("\n")[0]) for item, text in pairs])
-
-
 def show_surprise(folder, seed):
     for name, places in surprise(folder).items():
         row(name, str(seed), *(f"{places[place]:.2f}" for place in PLACES))
-    print(f"In a dialogue, the first line is right: {percent(right_in_dialogue(folder))}")
+
+
+def first_replies(model, tokenizer, prompts, in_dialogue):
+    if in_dialogue:
+        prompts = [DIALOGUE.format(prompt) for prompt in prompts]
+    texts = respond(model, tokenizer, prompts, not in_dialogue, ANSWER)
+    return [first_reply(text).strip() for text in texts]
+
+
+def show_before(folder, seed):
+    """How often each model's first reply is right, before any training and after."""
+    questions = world.read_questions(folder / "world" / "test.jsonl")
+    smalltalk = world.read_smalltalk(folder / "world" / "smalltalk.jsonl")
+    scorer = world.Scorer()
+    for name, model, tokenizer, in_dialogue in before_and_after(folder):
+        shares = []
+        for kinds, key in REPLIES.values():
+            items = [item for item in of_kinds(questions, *kinds) if key in item]
+            said = first_replies(model, tokenizer, [item[key] for item in items], in_dialogue)
+            pairs = zip(items, said, strict=True)
+            shares.append(share([scorer.answered(item, text) for item, text in pairs]))
+        said = first_replies(model, tokenizer, [r["prompt"] for r in smalltalk], in_dialogue)
+        pairs = zip(smalltalk, said, strict=True)
+        shares.append(share([text == item["response"] for item, text in pairs]))
+        row(name, str(seed), *map(percent, shares))
 
 
 def show_steps(folder, seed):
@@ -273,6 +302,21 @@ def show_steps(folder, seed):
         command = f"python sft.py --base out/base.pt --out {shlex.quote(str(out))} --max_steps {n}"
         run([command], ROOT, base, seed)
         row(str(n), str(seed), answer(out, KENYA))
+
+
+def show_styles(folder, seed):
+    """How often the tuned model obeys each style, and still says that it doesn't know."""
+    model, tokenizer = load(folder / "sft.pt")
+    questions = world.read_questions(folder / "world" / "test.jsonl")
+    unknown, scorer = of_kinds(questions, "unknown"), world.Scorer()
+    for style in tables.load_styles():
+        items = [item for item in of_kinds(questions, "style") if item["style"] == style["style"]]
+        said = respond(model, tokenizer, [item["prompt"] for item in items], True, ANSWER)
+        obeyed = [scorer.answered(*pair) for pair in zip(items, said, strict=True)]
+        prompts = [f"{style['instructions'][0]}\n\n{item['prompt']}" for item in unknown]
+        refused = map(world.refuses, respond(model, tokenizer, prompts, True, ANSWER))
+        cells = f"{percent(share(obeyed))} of {len(items)}", percent(share(list(refused)))
+        row(style["instructions"][0], str(seed), *cells)
 
 
 def asked_in_ways(side, seed):
@@ -323,8 +367,10 @@ def parse_arguments():
 
 
 LOOKS = {  # what to look at, without a change of the program -> (columns, what prints the rows)
+    "before": (("model", "seed", *REPLIES, "small talk"), show_before),
     "surprise": (("model", "seed", *PLACES), show_surprise),
     "steps": (("steps", "seed", KENYA), show_steps),
+    "styles": (("style", "seed", "obeyed", "says it doesn't know"), show_styles),
     "ways": (("way", "seed", "one of them", "held out", "trained on"), show_ways),
 }
 

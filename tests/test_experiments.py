@@ -390,6 +390,7 @@ def test_where_the_surprise_is(small_world):
     items = world.read_questions(small_world / "world" / "test.jsonl")
     items = [item for item in items if item["kind"] in ("fact", "free")]
     for name, file in (("base", "base.pt"), ("tuned", "sft.pt")):
+        name += ", in the template"
         model, tokenizer = load(small_world / file)
         rows = [encode(item, tokenizer) for item in items]
         counts = [sum(label != -100 for label in row["labels"]) for row in rows]
@@ -405,11 +406,53 @@ def test_where_the_surprise_is(small_world):
             )
         ours = sum(found[name][place] * n for place, n in lengths.items())
         assert ours == pytest.approx(total, rel=1e-4)
-    assert found["base"]["the end"] > 5 * found["tuned"]["the end"]
-    dialogue = found["base, in a dialogue"]  # its texts have such dialogues, with line breaks
-    assert all(dialogue[place] < found["base"][place] for place in list(lengths))
+    base, dialogue, head_start, tuned = found.values()
+    assert base["the end"] > 5 * tuned["the end"]
+    # Its texts have such dialogues, with line breaks.
+    assert all(dialogue[place] < base[place] for place in list(lengths))
     assert dialogue["<|pad|> there"] > 5 > dialogue["the end"]
-    assert experiments.right_in_dialogue(small_world) > 0.5
+    assert tuned["the end"] < head_start["the end"] < base["the end"]
+
+
+def test_what_a_base_model_can_do_before_any_training(small_world, monkeypatch, capsys):
+    """It answers in a dialogue. Only the first line counts, without the speaker's label."""
+
+    def shown():
+        experiments.show_before(small_world, 7)
+        rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+        assert [seed for _, seed, *_ in rows] == ["7"] * 4
+        return [
+            dict(zip([*experiments.REPLIES, "small talk"], row[2:], strict=True)) for row in rows
+        ]
+
+    base, dialogue, _, tuned = (float(row["answered"].rstrip("%")) for row in shown())
+    assert dialogue > 50 and tuned > 50 and dialogue > base
+    refusal = "A:\nI don't know that.\nQ:\nWhat is it?"
+    monkeypatch.setattr(experiments, "respond", lambda m, t, prompts, *_: [refusal] * len(prompts))
+    for row in shown():
+        assert row["answered"] == "0.0%" and row["says it doesn't know"] == "100.0%"
+
+
+def test_the_styles(small_world, monkeypatch, capsys):
+    """Whether it obeys each one, and whether it still refuses what it can't know."""
+    prompts = []
+
+    def respond(model, tokenizer, asked, *_):
+        prompts.extend(asked)
+        return ["Arr, I don't know that."] * len(asked)
+
+    monkeypatch.setattr(experiments, "respond", respond)
+    experiments.show_styles(small_world, 7)
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    styles = tables.load_styles()
+    assert [name for name, *_ in rows] == [style["instructions"][0] for style in styles]
+    questions = world.read_questions(small_world / "world" / "test.jsonl")
+    for (_, seed, obeyed, refused), style in zip(rows, styles, strict=True):
+        n = sum(item.get("style") == style["style"] for item in questions)
+        assert (seed, refused) == ("7", "100.0%") and obeyed.endswith(f" of {n}")
+        assert obeyed.startswith("0.0%") or n == 0
+        asked = [p for p in prompts if p.startswith(style["instructions"][0] + "\n\n")]
+        assert len(asked) >= sum(item["kind"] == "unknown" for item in questions)
 
 
 def test_the_steps(small_world, monkeypatch, capsys):

@@ -403,6 +403,7 @@ def test_each_token_shows_its_five_likeliest(opened, random_page):
     stop = tokenizer.end
     (rest,) = model.generate([[*prompt, first, top[2]["id"]]], 62, 0, stop=stop)
     assert ids == [first, top[2]["id"], *rest]
+    assert not opened.value("columns[1].menu.isConnected")  # it would hide what comes
     assert opened.value("[columns[0].answer(), columns[2].answer()]") == others
 
 

@@ -1,5 +1,6 @@
 """The tutorial is tested like code: its blocks run, its excerpts occur, its options exist."""
 
+import code
 import contextlib
 import io
 import re
@@ -39,16 +40,28 @@ def test_the_page_can_be_read_in_an_evening():
     assert [line for line in lines if len(line) > 120] == []
 
 
-@pytest.mark.parametrize("code, output", SCRIPTS, ids=range(len(SCRIPTS)))
-def test_python_blocks_run_and_print_what_stands_below(code, output, monkeypatch):
+@pytest.mark.parametrize("script, output", SCRIPTS, ids=range(len(SCRIPTS)))
+def test_python_blocks_run_and_print_what_stands_below(script, output, monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
     printed, names = io.StringIO(), {}
     for earlier, _ in SCRIPTS:  # a block may use what the blocks above it made
-        with contextlib.redirect_stdout(printed if earlier == code else io.StringIO()):
+        with contextlib.redirect_stdout(printed if earlier == script else io.StringIO()):
             exec(compile(earlier, "README.md", "exec"), names)
-        if earlier == code:
+        if earlier == script:
             break
     assert printed.getvalue() == output
+
+
+def test_python_blocks_can_be_pasted(monkeypatch):
+    """Line by line, as at a prompt, with Enter after each block. A loop must end the block."""
+    monkeypatch.syspath_prepend(ROOT)
+    console, printed, complaints = code.InteractiveConsole(), io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complaints):
+        for script, _ in SCRIPTS:
+            for line in [*script.splitlines(), ""]:
+                console.push(line)
+    assert complaints.getvalue() == ""
+    assert printed.getvalue() == "".join(output for _, output in SCRIPTS)
 
 
 @pytest.mark.parametrize("file, text", EXCERPTS, ids=range(len(EXCERPTS)))

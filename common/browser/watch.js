@@ -234,6 +234,7 @@ class Column {
     const chosen = { ...this.tokens[at], ...other };
     run([[this, this.write([...this.tokens.slice(0, at), chosen])]]);
     this.boxes.children[at].firstChild.focus();
+    this.menu.remove(); // it would hide what comes
   }
 
   moveInMenu(event) {
