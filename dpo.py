@@ -193,7 +193,7 @@ def main(argv=None):
     data_sha256 = hashlib.sha256(json.dumps([pairs, held_out]).encode()).hexdigest()
     run = Run(config, "dpo", "dpo.pt", dict(data_sha256=data_sha256, sft_sha256=tuned.sha256))
     run.claim_files([path, tuned.path], [])
-    say(f"Tuning {tuned.path} on {len(pairs):,} pairs of {path}. Three of them:")
+    say(f"Tuning {tuned.path} on {len(pairs):,} pairs of {path}. The first ones:")
     show_pairs(pairs[:3], tokenizer)
     times = config.max_steps * min(config.batch_size / len(pairs), 1)
     say(f"\nOn {device}: {config.max_steps} steps, each pair read about {times:.1f} times.")

@@ -107,7 +107,7 @@ def attend(q, k, v, mask, dropout):
 
 
 class Attention(nn.Module):
-    """Causal self-attention: the only place where positions exchange information."""
+    """Causal self-attention: besides pair_values, the only place where positions meet."""
 
     def __init__(self, config):
         super().__init__()

@@ -5,8 +5,9 @@ Exercise 1: cross-entropy. How surprised was the model by each target, on averag
     targets  (N,) int64: row i predicts targets[i]; a target of -100 doesn't count
 
 Take the softmax of each row. The loss of a row is -ln p, where p is the probability of its target.
-Return the mean over the rows that count, a scalar tensor. If no row counts, return 0. Logits of
-10,000 must work. Don't call torch's own cross-entropy.
+Return the mean over the rows that count, a scalar tensor. If no row counts, return a 0 that still
+depends on the logits, so backward() works. Logits of 10,000 must work. Don't call torch's own
+cross-entropy.
 
 An example: logits [[0, 0], [ln 3, 0], [5, 5]] and targets [1, 0, -100]. The first target has
 p = 1/2, so it costs 0.693 nats. The second has p = 3/4 and costs 0.288. The third doesn't count.
