@@ -12,9 +12,7 @@ about four fifths of the entities. The pairs of dpo.py are about the same ones. 
 the others. Nothing after pretraining mentioned them, so the models know them from there.
 """
 
-import os
-
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # idle threads free the CPU for others sooner
+import common  # noqa: F401  # isort: skip  (before torch)
 
 import json
 import time
@@ -173,8 +171,11 @@ def converse(base, latest, system, **sampling):
             history, question = system, None
             print("(It has forgotten everything.)")
         elif line == "/base" and question:
-            (text,) = respond(base.model, base.tokenizer, [question], chat=False, **sampling)
-            print(readable(first_paragraph(text)) + " ...")
+            try:
+                (text,) = respond(base.model, base.tokenizer, [question], chat=False, **sampling)
+                print(readable(first_paragraph(text)) + " ...")
+            except KeyboardInterrupt:
+                print("(stopped)")
         elif line == "/base":
             print("(Ask something first.)")
         elif line.startswith("/"):

@@ -16,9 +16,7 @@ p is the model we train, and q is the model it started from. The log-probability
 sum over its tokens, <|end|> included.
 """
 
-import os
-
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # idle threads free the CPU for others sooner
+import common  # noqa: F401  # isort: skip  (before torch)
 
 import dataclasses
 import hashlib
@@ -31,13 +29,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from common.device import leave, processes, say, start
-from common.files import read_json
+from common.files import lock, read_json
 from common.messages import InputError, clock, command
 from common.options import Parser, not_empty, parse_options, setting
 from common.report import show_pairs, show_preference
 from common.run import Run
 from common.scores import write_own_pairs
-from common.stages import read_tuned, world_behind
+from common.stages import read_stage, world_behind
 from data.order import hold_out, similar_lengths
 from model import GPT, IGNORE_INDEX, cross_entropy
 from pretrain import TrainConfig, train
@@ -179,10 +177,11 @@ def main(argv=None):
     rank, world_size = processes()
     out = Path(config.out)
 
-    tuned = read_tuned(config.sft or out / "sft.pt", device)
+    tuned = read_stage("sft", config.sft or out / "sft.pt", device)
     tokenizer, path = tuned.tokenizer, Path(args.data or out / "world" / "pairs.jsonl")
     folder = None if args.data or config.resume else world_behind(tuned)
     if folder and rank == 0:
+        lock(out)
         write_own_pairs(tuned, folder, path, config.seed)
     if world_size > 1:
         dist.barrier()  # wait for the file

@@ -12,9 +12,7 @@ ids) and, for the embedded world, out/world (its texts and questions). The loop 
 fine-tuning (sft.py) runs the same one: pretraining is fine-tuning with nothing masked.
 """
 
-import os
-
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # idle threads free the CPU for others sooner
+import common  # noqa: F401  # isort: skip  (before torch)
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +89,7 @@ def train(model, batches, config, run, evaluate=None):
     batches(step) is the step's whole batch, {"input_ids", "labels"}, (B, T) int64 each: a pure
     function of the step, so a run can resume exactly. model(**batch) returns (logits, loss): a row
     per target (in dpo.py, per pair), and the mean loss. evaluate(model) returns a dict for the log,
-    every config.eval_every steps and at the end. Returns the last line of the log.
+    every config.eval_every steps and at the end. Returns the last row of the log.
     """
     optimizers = make_optimizers(model, config)
     model.train()
@@ -118,7 +116,7 @@ def train(model, batches, config, run, evaluate=None):
             optimizer.zero_grad()
         run.end_step(loss_sum / max(count, 1), batch, evaluate)  # log, save, stop after Ctrl-C
     model.eval()
-    return run.row
+    return run.rows[-1]
 
 
 @command
@@ -144,8 +142,7 @@ def main(argv=None):
         corpus.write(tokenizer, out)
     if world_size > 1:
         dist.barrier()  # wait for the files
-    tokens = open_tokens(out / "train.bin", tokenizer)
-    val_tokens = open_tokens(out / "val.bin", tokenizer)
+    tokens, val_tokens = (open_tokens(out / f"{side}.bin", tokenizer) for side in corpus.sides)
 
     rows = Rows(tokens, config.block_size)
     indices = shuffled(len(rows), config.batch_size, config.seed)
@@ -171,7 +168,7 @@ def main(argv=None):
     last = train(model, batches, config, run, evaluate)
     if rank > 0:
         return
-    run.finish(tokenizer, stage="base", trained_on=corpus.trained_on)
+    run.finish(tokenizer, corpus.write_world, stage="base", trained_on=corpus.trained_on)
     prompts = world.PROMPTS if corpus.world else beginnings(val_tokens, tokenizer)
     scores = f"{last['val_loss']:.3f} nats per token, {last['val_bpb']:.3f} bits per byte"
     say(f"\nHeld-out loss: {scores}. Here is how the model continues some prompts:")

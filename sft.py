@@ -12,9 +12,7 @@ assistant speaks, <|end|> included, and -100 elsewhere. prepare_special_tokens()
 tokens a head start. The learning rates are lower, 6 times lower inside the blocks.
 """
 
-import os
-
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # idle threads free the CPU for others sooner
+import common  # noqa: F401  # isort: skip  (before torch)
 
 import copy
 import hashlib
@@ -25,7 +23,7 @@ from pathlib import Path
 import torch
 
 import compare
-from common.checkpoint import read_checkpoint, world_of
+from common.checkpoint import world_of
 from common.device import leave, processes, say, start
 from common.evaluation import mean_loss
 from common.files import read_json
@@ -33,6 +31,7 @@ from common.messages import InputError, clock, command
 from common.options import Parser, not_empty, parse_options, setting
 from common.report import show_mask
 from common.run import Run
+from common.stages import read_stage
 from data import encode_chat
 from data.order import hold_out, similar_lengths
 from model import GPT, IGNORE_INDEX
@@ -85,6 +84,8 @@ def encode(example, tokenizer, block_size=None):
         raise ValueError("the assistant says nothing, so there is nothing to learn")
     system = [message for message in messages[:1] if message["role"] == "system"]
     turns = messages[len(system) :]
+    if block_size:  # a message takes at least three tokens, so we know how many can't fit
+        turns = turns[max(0, len(turns) - block_size // 3 - 2) // 2 * 2 :]
     while (block_size and len(input_ids) > block_size) or not any(supervised):
         turns = turns[2:]
         if not turns:
@@ -188,10 +189,7 @@ def main(argv=None):
     device = start(config.device, config.seed)
     out = Path(config.out)
 
-    base = read_checkpoint(config.base or out / "base.pt", device)
-    if base.about["stage"] != "base":
-        what = f"this is a checkpoint of stage {base.about['stage']!r}"
-        raise InputError(base.path, what, "name a base model, made by pretrain.py")
+    base = read_stage("base", config.base or out / "base.pt", device)
     rows, held_out, path = read_conversations(args.data, base, config.seed)
     name = "random" if config.random_weights else "sft"
     data_sha256 = hashlib.sha256(json.dumps([rows, held_out]).encode()).hexdigest()

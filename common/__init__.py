@@ -1,0 +1,19 @@
+"""
+What every command does first, before it imports torch.
+"""
+
+import os
+import sys
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # idle threads free the CPU for others sooner
+
+
+def show_error(kind, error, traceback):
+    """One line for Ctrl-C while the imports are running, and else what Python shows."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("\nInterrupted.", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = show_error

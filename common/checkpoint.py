@@ -17,6 +17,7 @@ import torch
 from common.files import check_file, writing
 from common.messages import InputError
 from data.tokenizer import Tokenizer
+from data.world import read_questions, read_smalltalk
 from model import GPT, GPTConfig
 
 FORMAT = "parrot checkpoint 1"
@@ -136,16 +137,19 @@ def world_of(base):
     """The folder of the embedded world that a base model was trained on.
 
     base: a Checkpoint. Returns None if the model read other text, or if the folder is gone. Raises
-    InputError if the folder belongs to another run.
+    InputError if the folder belongs to another run, or if a file of questions in it is broken.
     """
     folder = base.path.with_name("world")
     if "world" not in base.about["trained_on"] or not folder.exists():
         return None
     stamp = folder / "sha256"
     fingerprint = str(base.about.get("text_sha256")).encode()
-    if not stamp.is_file() or stamp.read_bytes() != fingerprint:
+    if not stamp.is_file() or stamp.read_bytes().split(b" ")[0] != fingerprint:
         todo = f"run python pretrain.py --out {folder.parent} --seed {base.about.get('seed')} again"
         raise InputError(folder, f"does not belong to {base.path}", todo)
+    for side in ("train", "dev", "test"):  # before we train, not when we ask them afterwards
+        read_questions(folder / f"{side}.jsonl")
+    read_smalltalk(folder / "smalltalk.jsonl")
     return folder
 
 

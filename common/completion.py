@@ -46,7 +46,8 @@ def fit(history, tokenizer, room):
     """
     system = [message for message in history[:1] if message["role"] == "system"]
     turns = history[len(system) :]
-    input_ids, _ = encode_chat(history, tokenizer)
+    turns = turns[max(0, len(turns) - max(3, room // 3)) // 2 * 2 :]  # each takes three or more
+    input_ids, _ = encode_chat(system + turns, tokenizer)
     while len(input_ids) > room and len(turns) > 2:
         turns = turns[2:]
         input_ids, _ = encode_chat(system + turns, tokenizer)

@@ -115,7 +115,7 @@ def make_model(config, n_vocab, device):
 def start(device, seed):
     """Set up memory, devices, processes and the random seed. Returns the device to use."""
     keep_freed_memory()
-    under_torchrun = "RANK" in os.environ
+    under_torchrun = dist.is_torchelastic_launched()  # a leftover RANK means nothing
     if under_torchrun and device == "auto" and not torch.cuda.is_available():
         device = "cpu"
     device = pick_device(device)

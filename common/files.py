@@ -5,12 +5,18 @@ Files: how we read them, and how we write them so that none is ever left half wr
 import codecs
 import contextlib
 import errno
+import glob
+import hashlib
 import io
 import itertools
 import json
 import os
+import re
+import secrets
 import stat
 from pathlib import Path
+
+from filelock import FileLock, Timeout  # comes with torch
 
 from common.messages import InputError
 
@@ -92,6 +98,17 @@ def read_pieces(path, look=lambda raw: None):
         raise cannot_read(path, error) from None
 
 
+def sha256_of(*paths):
+    """A hash of the bytes of files, one after the other. A missing file counts as an empty one."""
+    digest = hashlib.sha256()
+    for path in paths:
+        if path.is_file():
+            with open(path, "rb") as file:
+                while piece := file.read(PIECE):
+                    digest.update(piece)
+    return digest.hexdigest()
+
+
 def read_json(path):
     """The entries of a JSON Lines file or a JSON array, as [(where, entry)].
 
@@ -162,32 +179,31 @@ def read_log(path):
 
 
 def refuse_overwriting(inputs, outputs):
-    """Raise InputError if we would overwrite an input, even with a temporary file."""
-    outputs = [Path(path) for path in outputs]
-    written = {os.path.realpath(path) for path in [*outputs, *map(temporary, outputs)]}
+    """Raise InputError if we would overwrite an input."""
+    written = {os.path.realpath(path) for path in outputs}
     for path in inputs:
         if os.path.realpath(path) in written:
             what = "would be overwritten by a file in the output folder"
             raise InputError(path, what, "choose another --out")
 
 
-def temporary(path):
-    """The name that a file has while it is being written."""
-    return path.with_name(path.name + ".tmp")
-
-
 @contextlib.contextmanager
 def writing(path, mode="wb"):
     """Open a file for writing, in mode "wb" or "w". Its folder is made if it doesn't exist.
 
-    We write to a temporary file and rename it at the end. Until then, and after any error, the old
-    file stays as it was. Raises InputError if the disk is full or we aren't allowed to write.
+    We write to a new file beside it and rename that at the end. Until then, and after any error,
+    the old file stays as it was. Raises InputError if the disk is full or we aren't allowed to.
     """
     text = {"encoding": "utf-8", "newline": "\n", "errors": "backslashreplace"}
-    aside = temporary(path)
+    aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, mode, **(text if mode == "w" else {})) as file:
+        # "x" makes a new file: it never opens one that exists, nor follows a link.
+        opened = open(aside, mode.replace("w", "x"), **(text if mode == "w" else {}))
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    try:
+        with opened as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -203,7 +219,46 @@ def writing(path, mode="wb"):
             aside.unlink()
 
 
+def remove_leftovers(paths):
+    """Remove what writing() left beside these files when the process was killed."""
+    for path in paths:
+        for aside in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
+            if re.fullmatch(r"\.[0-9a-f]{8}\.tmp", aside.name[len(path.name) :]):
+                aside.unlink(missing_ok=True)
+
+
 def cannot_write(path, error):
     """The InputError for an OSError."""
     todo = "free some disk space or choose another --out; files written before are intact"
     return InputError(path, f"cannot be written ({error.strerror})", todo)
+
+
+# One run at a time in an output folder
+
+LOCKS = {}  # folder -> its lock, which the system frees when the process ends
+
+
+def lock(folder):
+    """Claim a folder for this process. Raises InputError if another one has it."""
+    folder = folder.resolve()
+    if folder in LOCKS:
+        return
+    holder = folder / ".lock.holder"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = FileLock(folder / ".lock")
+        taken.acquire(timeout=0)
+        holder.write_text(f"process {os.getpid()}", encoding="utf-8")
+    except Timeout:
+        who = holder.read_text(encoding="utf-8") if holder.is_file() else "unknown"
+        what = f"another run writes here ({who})"
+        raise InputError(folder, what, "wait until it ends, or choose another --out") from None
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    LOCKS[folder] = taken
+
+
+def unlock(folder):
+    """Free a folder that this process may have claimed."""
+    if taken := LOCKS.pop(folder.resolve(), None):
+        taken.release()

@@ -9,6 +9,9 @@ import shutil
 import sys
 import time
 from collections import deque
+from contextlib import suppress
+
+LONGEST = 1000  # characters of an error that we show
 
 
 class InputError(Exception):
@@ -33,16 +36,19 @@ def command(main):
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="replace")  # show "?" for what the console can't display
         try:
-            return main(argv)
+            result = main(argv)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # so that a full disk shows here
+            return result
         except InputError as error:
             fail(str(error))
         except KeyboardInterrupt as interrupt:
             if not interrupt.args:  # with arguments, the user has already been told
-                print("\nInterrupted.", file=sys.stderr)
-            sys.exit(130)
+                with suppress(OSError):
+                    print("\nInterrupted.", file=sys.stderr)
+            leave_with(130)
         except BrokenPipeError:  # the reader closed the pipe
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
+            leave_with(1)
         except OSError as error:
             what = f"{error.filename or 'files'}: {error.strerror or error}"
             fail(f"{what}; check the path, its permissions, and the free disk space")
@@ -55,6 +61,16 @@ def command(main):
     return wrapper
 
 
+def leave_with(code):
+    """Exit. What can't be printed any more goes nowhere, or Python would complain about it."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):  # no reader, a full disk, or no output at all
+        with suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
 def is_out_of_memory(error):
     said = ("out of memory", "can't allocate memory", "not enough memory")  # CUDA, Linux, Windows
     return isinstance(error, MemoryError) or any(text in str(error) for text in said)
@@ -63,8 +79,11 @@ def is_out_of_memory(error):
 def fail(message):
     """Show an error as one line, and exit with code 2."""
     line = " ".join(message.split())
-    print("error:", "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
-    sys.exit(2)
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+    with suppress(OSError):
+        print("error:", "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
+    leave_with(2)
 
 
 class Progress:
@@ -94,12 +113,13 @@ class Progress:
             return
         self.started, self.finished = True, last
         self.next_line = now + (0.1 if self.live else 10)
-        if self.live:
-            width = shutil.get_terminal_size().columns - 1
-            line = self.line(done, text, width).ljust(width)
-            print("\r" + line, end="\n" if last else "", file=sys.stderr, flush=True)
-        else:
-            print(self.line(done, text), file=sys.stderr, flush=True)
+        with suppress(OSError, ValueError):  # nobody may be reading it: the work goes on
+            if self.live:
+                width = shutil.get_terminal_size().columns - 1
+                line = self.line(done, text, width).ljust(width)
+                print("\r" + line, end="\n" if last else "", file=sys.stderr, flush=True)
+            else:
+                print(self.line(done, text), file=sys.stderr, flush=True)
 
     def line(self, done, text="", width=1000):
         """The line to show. In a narrow terminal, we drop the least important parts first."""
@@ -129,5 +149,6 @@ def clock(seconds):
 
 
 def readable(text, instead="?"):
-    """The text without control characters, which can take over a terminal."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", instead, text)
+    """The text without characters that can take over a terminal, or turn the reading direction."""
+    odd = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+    return re.sub(odd, instead, text)

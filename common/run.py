@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -16,8 +17,8 @@ import torch.distributed as dist
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from common.checkpoint import Checkpoint, previous_of, read_torch, save
-from common.device import precision, processes
-from common.files import cannot_write, refuse_overwriting, writing
+from common.device import precision, processes, say
+from common.files import lock, refuse_overwriting, remove_leftovers, unlock, writing
 from common.messages import InputError, Progress
 
 STARTED = time.perf_counter()
@@ -42,21 +43,26 @@ class Run:
         settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
         self.hashes = hashes
         self.about = {**settings, "processes": self.world_size, **hashes}
-        self.step, self.tokens, self.seconds, self.row = 0, 0, 0.0, {}
+        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.rows = []  # of the log; until the first save, an earlier run's files stay as they are
         self.state = self.load() if config.resume else None
 
     def claim_files(self, inputs, outputs):
         """Check our output files before we write any. inputs: paths; outputs: names in out/.
 
-        Raises InputError if we would overwrite an input. If an older model was made with other
-        settings or data, prints a note, and finish() keeps that model under another name.
+        Raises InputError if we would overwrite an input, or if another run writes to this folder.
+        If an older model was made with other settings or data, prints a note, and finish() keeps
+        that model under another name.
         """
         outputs = [*(self.out / name for name in outputs), self.path, self.log, self.unfinished]
         refuse_overwriting(inputs, outputs)
         for path in outputs:
             if path.is_dir():
                 raise InputError(path, "is a folder, but we write a file here", "move the folder")
-        self.previous = previous_of(self.path, self.about) if self.rank == 0 else None
+        if self.rank == 0:
+            lock(self.out)
+            remove_leftovers(outputs)
+            self.previous = previous_of(self.path, self.about)
 
     # What the training loop calls
 
@@ -67,11 +73,13 @@ class Run:
         if self.state:
             try:
                 self.restore(self.state)
-            except (RuntimeError, ValueError, TypeError, KeyError, AttributeError):
-                what = "its parts do not fit together"
-                raise InputError(self.unfinished, what, "start over without --resume") from None
-        if self.rank == 0:
-            self.start_log()
+            except Exception:  # a damaged or edited file may hold anything
+                raise self.does_not_fit() from None
+        self.earlier = not self.state and self.unfinished.exists()  # a run that was stopped
+        if self.state:
+            say(f"Resuming from step {self.step}.")
+        elif self.earlier:
+            say("There is an unfinished run here, until this one saves. (--resume continues it.)")
         self.progress = Progress(self.name, self.config.max_steps, self.step)
         self.saved_at = time.perf_counter()
         self.start_interval()
@@ -118,28 +126,37 @@ class Run:
         self.check_finite(losses)
         stop = self.any_process(self.ctrl_c.pressed) and not last
         if self.rank == 0:
-            self.row = self.make_row(losses)
+            row = self.make_row(losses)
             if evaluate and (last or self.is_due(self.config.eval_every)):
-                self.row.update(evaluate(self.model))
-            self.write_row()
-            text = f"loss {self.row['loss']:.3f}  {self.row['tokens_per_s']:,} tokens/s"
-            self.progress.update(self.step, text)
-            if stop or (not last and time.perf_counter() - self.saved_at > SAVE_EVERY):
+                row.update(evaluate(self.model))
+            self.rows.append(row)
+            due = time.perf_counter() - self.saved_at > SAVE_EVERY
+            if not last and (due or (stop and not self.earlier)):
                 self.save()
+            text = f"loss {row['loss']:.3f}  {row['tokens_per_s']:,} tokens/s"
+            self.progress.update(self.step, text)
         if stop:
             if self.world_size > 1:
                 dist.barrier()  # wait until the first process has saved
-            if self.rank == 0:
-                print(f"\nStopped at step {self.step}. Add --resume to the command to continue.")
+            if self.earlier:
+                say("\nStopped. This run is not saved: the earlier unfinished run is still there.")
+            else:
+                say(f"\nStopped at step {self.step}. Add --resume to the command to continue.")
             raise KeyboardInterrupt("saved")
         self.start_interval()
 
-    def finish(self, tokenizer, **about):
-        """Write the checkpoint, and remove what was saved for --resume. Returns a Checkpoint."""
+    def finish(self, tokenizer, also=lambda: None, **about):
+        """Write the checkpoint and the log, and remove what was saved for --resume.
+
+        also(): writes what else belongs to the model. Returns a Checkpoint.
+        """
         about = {**about, **self.hashes, "seed": self.config.seed, "settings": self.about}
         checkpoint = Checkpoint(self.path, self.model, tokenizer, about)
         save(checkpoint, self.previous)
-        self.forget()
+        also()
+        self.write_log()
+        self.unfinished.unlink(missing_ok=True)
+        unlock(self.out)
         if self.ctrl_c.pressed:  # in the last steps: the model is complete, so just stop
             print(f"\nFinished: the model is in {self.path}.")
             raise KeyboardInterrupt("saved")
@@ -189,46 +206,25 @@ class Run:
         if what:
             raise InputError(f"step {where}", what, "lower --lr and --embed_lr")
 
-    def start_log(self):
-        """Start the log, or cut it back to the saved step: the run writes later rows again."""
-        rows = []
-        if self.state:
-            n = self.step // LOG_EVERY
-            print(f"Resuming from step {self.step}.")
-            if self.log.exists():
-                rows = self.log.read_bytes().splitlines(keepends=True)[:n]
-            if len(rows) < n:
-                what = f"some of its first {n} rows are missing"
-                raise InputError(self.log, what, "start over without --resume")
-        elif self.unfinished.exists():
-            print("Discarding an unfinished run (use --resume to continue it).")
-            self.forget()
-        with writing(self.log) as file:
-            file.writelines(rows)
-
-    def write_row(self):
-        try:
-            with open(self.log, "a", encoding="utf-8") as file:
-                file.write(json.dumps(self.row) + "\n")
-        except OSError as error:
-            raise cannot_write(self.log, error) from None
+    def write_log(self):
+        with writing(self.log, "w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in self.rows)
 
     # Saving and resuming
 
     def save(self):
         state = {
             "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "step": self.step,
-            "tokens": self.tokens,
-            "seconds": self.row["seconds"],
+            "optimizers": [optimizer.state_dict()["state"] for optimizer in self.optimizers],
+            "rows": self.rows,
             "dtype": self.dtype,
             "threads": torch.get_num_threads(),
             "about": self.about,
         }
         with writing(self.unfinished) as file:
             torch.save(state, file)
-        self.saved_at = time.perf_counter()
+        self.write_log()
+        self.saved_at, self.earlier = time.perf_counter(), False
 
     def load(self):
         if not self.unfinished.is_file():
@@ -237,14 +233,12 @@ class Run:
                 "--resume", what, "start one without --resume, or use the finished model"
             )
         state = read_torch(self.unfinished.read_bytes(), self.unfinished)
-        parts = {"model", "optimizers", "step", "tokens", "seconds", "dtype", "threads", "about"}
-        if not isinstance(state, dict) or not parts <= state.keys():
+        parts = {"model", "optimizers", "rows", "dtype", "threads", "about"}
+        if not isinstance(state, dict) or state.keys() != parts:
             what = "not an unfinished run of this program"
             raise InputError(self.unfinished, what, "run without --resume")
         if not isinstance(state["about"], dict):
-            raise InputError(
-                self.unfinished, "its parts do not fit together", "start over without --resume"
-            )
+            raise self.does_not_fit()
         for key, value in self.about.items():
             before = state["about"].get(key)
             if before != value:
@@ -252,21 +246,47 @@ class Run:
                 raise InputError("--resume", what, "use the same settings and data, or no --resume")
         return state
 
+    def does_not_fit(self):
+        todo = "start over without --resume"
+        return InputError(self.unfinished, "its parts do not fit together", todo)
+
     def restore(self, state):
+        """Continue from a saved state, once every part of it is what save() writes."""
+        row, threads = self.check(state), state["threads"]
+        self.rows, self.dtype = state["rows"], state["dtype"]
+        self.step, self.tokens, self.seconds = row["step"], row["tokens"], row["seconds"]
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        counts = state["step"], state["tokens"], state["seconds"]
-        if any(type(n) not in (int, float) or n < 0 for n in counts):
-            raise ValueError("a count is not a number")
-        self.step, self.tokens, self.seconds = counts
-        self.dtype = state["dtype"]
-        torch.set_num_threads(state["threads"])  # more or fewer would round sums differently
+            settings = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": saved, "param_groups": settings})
+        torch.set_num_threads(threads)  # more or fewer would round sums differently
 
-    def forget(self):
-        """Remove the saved state, and the temporary file that a killed save may have left."""
-        for path in (self.unfinished, self.unfinished.with_name(self.unfinished.name + ".tmp")):
-            path.unlink(missing_ok=True)
+    def check(self, state):
+        """The last row of a state's log. Raises ValueError, or whatever odd types lead to."""
+        row = state["rows"][-1]
+        json.dumps(state["rows"])
+        fits = [all(isinstance(row, dict) for row in state["rows"])]
+        fits += [type(row[key]) is int and row[key] > 0 for key in ("step", "tokens")]
+        fits += [type(row["seconds"]) is float and row["seconds"] >= 0]
+        fits += [row["step"] <= self.config.max_steps, type(state["threads"]) is int]
+        fits += [0 < state["threads"] <= 4096, state["dtype"] in (torch.float32, torch.bfloat16)]
+        ours = self.model.state_dict()
+        fits += [shapes(state["model"]) == shapes(ours)]
+        fits += [bool(p.isfinite().all()) for p in state["model"].values()]
+        kinds = {"momentum"}, {"step", "exp_avg", "exp_avg_sq"}  # of Muon, of AdamW
+        for optimizer, saved, keys in zip(self.optimizers, state["optimizers"], kinds, strict=True):
+            weights = [p for group in optimizer.param_groups for p in group["params"]]
+            fits += [kept.keys() == keys for kept in saved.values()]
+            for i, kept in saved.items():
+                expected = {key: () if key == "step" else weights[i].shape for key in keys}
+                fits += [shapes(kept) == {k: (s, torch.float32) for k, s in expected.items()}]
+        if not all(fits):
+            raise ValueError
+        return row
+
+
+def shapes(weights):
+    return {name: (p.shape, p.dtype) for name, p in weights.items()}
 
 
 class CtrlC:
@@ -282,7 +302,8 @@ class CtrlC:
         if processes()[0] == 0:
             second = " (A second Ctrl-C stops at once, without saving.)" if one_process else ""
             text = f"\nSaving, then stopping, within {LOG_EVERY} steps.{second}\n"
-            os.write(2, text.encode())  # print would fail if the signal came during a print
+            with suppress(OSError):  # nobody may be reading any more
+                os.write(2, text.encode())  # print would fail if the signal came during a print
         if one_process:  # torchrun repeats a Ctrl-C to processes that have already seen it
             signal.signal(signal.SIGINT, self.before)
 

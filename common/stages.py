@@ -75,13 +75,14 @@ def check_pair(base, tuned):
         raise InputError(tuned.path, what, "run python sft.py again")
 
 
-def read_tuned(path, device):
-    """Read a tuned model, to continue from there. Raises InputError for one of another stage."""
-    tuned = read_checkpoint(path, device)
-    if (stage := tuned.about["stage"]) != "sft":
-        what = f"this is a checkpoint of stage {stage!r}"
-        raise InputError(tuned.path, what, "name a tuned model, made by sft.py")
-    return tuned
+def read_stage(stage, path, device):
+    """Read the model of a stage, "base" or "sft". Raises InputError if it is another one's."""
+    checkpoint = read_checkpoint(path, device)
+    if (found := checkpoint.about["stage"]) != stage:
+        made = {"base": "base model, made by pretrain.py", "sft": "tuned model, made by sft.py"}
+        what = f"this is a checkpoint of stage {found!r}"
+        raise InputError(checkpoint.path, what, f"name a {made[stage]}")
+    return checkpoint
 
 
 def world_behind(tuned):

@@ -13,9 +13,9 @@ def encode_chat(messages, tokenizer):
     """Turn a conversation into ids. messages: [{"role": "user", "content": "..."}, ...]
 
     Returns (input_ids, supervised), lists of equal length. supervised is True on the assistant's
-    words and on the <|end|> that closes them, in every turn. If the user spoke last, <|assistant|>
-    is added: the model's cue to answer. A system message joins the first user turn. Each text is
-    encoded by itself, so no token spans a prompt and its response. Raises ValueError if malformed.
+    words and on the <|end|> that closes them, in every turn without "weight": 0. If the user spoke
+    last, <|assistant|> is added: the model's cue to answer. A system message joins the first user
+    turn. Each text is encoded by itself, so no token spans two. Raises ValueError if malformed.
     """
     check_messages(messages)
     if messages[0]["role"] == "system":
@@ -27,7 +27,7 @@ def encode_chat(messages, tokenizer):
         by_assistant = message["role"] == "assistant"
         said = [*tokenizer.encode(message["content"]), tokenizer.end]
         input_ids += [tokenizer.assistant if by_assistant else tokenizer.user, *said]
-        supervised += [False] + [by_assistant] * len(said)
+        supervised += [False] + [by_assistant and message.get("weight", 1) != 0] * len(said)
     if messages[-1]["role"] == "user":  # the model's cue to answer
         input_ids.append(tokenizer.assistant)
         supervised.append(False)
@@ -48,6 +48,8 @@ def check_messages(messages):
             )
         if not isinstance(content, str) or not content.strip():
             raise ValueError(f"message {i} ({role}) must have text in it, not {content!r:.20}")
+        if message.get("weight", 1) not in (0, 1):  # OpenAI's format: 0 means don't learn this
+            raise ValueError(f"message {i} has a weight other than 0 and 1")
     roles = [message["role"] for message in messages]
     if "system" in roles[1:]:
         raise ValueError("only the first message can be a system message")

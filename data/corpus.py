@@ -28,6 +28,7 @@ class Corpus:
     files: list  # of paths that were read
     world: dict | None  # the embedded world
     trained_on: dict  # a note for the checkpoint
+    place: tuple = ()  # the world's folder and fingerprint
 
     def fingerprint(self, tokenizer):
         """A hash of the text and the tokenizer. If it is the same, so are all token ids."""
@@ -42,12 +43,22 @@ class Corpus:
                 raise InputError(self.name, what, "give more text or a smaller --block_size")
 
     def write(self, tokenizer, out):
-        """Encode it to out/train.bin and out/val.bin, unless they are there already."""
+        """Encode it to out/train.bin and out/val.bin, unless they are there already.
+
+        Raises InputError if out/world has files that we didn't write, or that changed since.
+        """
         fingerprint = self.fingerprint(tokenizer)
+        if self.world and not world.is_ours(out / "world", self.world):
+            what = "has files that this program did not write, or that were changed since"
+            raise InputError(out / "world", what, "move that folder, or choose another --out")
         for side, (documents, n_characters) in self.sides.items():
             write_tokens(documents, tokenizer, out / f"{side}.bin", fingerprint, n_characters)
+        self.place = out / "world", fingerprint
+
+    def write_world(self):
+        """Write the embedded world, if it is one, once its model is finished."""
         if self.world:
-            world.write(self.world, out / "world", fingerprint)
+            world.write(self.world, *self.place)
 
 
 def read_corpus(paths, seed):

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from common.files import check_file, find_files, read_pieces, writing
+from common.files import check_file, find_files, read_pieces, sha256_of, writing
 from common.messages import InputError, Progress
 
 
@@ -141,15 +141,20 @@ def write_tokens(documents, tokenizer, path, fingerprint, n_characters):
             progress.update(done // 10**6)
         stamp_of(path).unlink(missing_ok=True)  # it belongs to the file we are about to replace
     with writing(stamp_of(path), "w") as file:
-        file.write(f"{fingerprint} {path.stat().st_size}")
+        file.write(stamp(path, fingerprint))
 
 
 def stamp_of(path):
     return path.with_suffix(".sha256")
 
 
+def stamp(path, fingerprint):
+    """What belongs into the stamp of a token file: a changed byte changes it."""
+    return f"{fingerprint} {path.stat().st_size} {sha256_of(path)}"
+
+
 def read_stamp(path):
-    """What the stamp of a token file says: its fingerprint and its size in bytes, or ""."""
+    """What the stamp of a token file says: fingerprint, size in bytes and hash, or ""."""
     try:
         check_file(stamp_of(path))
         return stamp_of(path).read_text(encoding="utf-8")
@@ -158,8 +163,8 @@ def read_stamp(path):
 
 
 def has_tokens(path, fingerprint):
-    """Whether path is a complete file of tokens, with this fingerprint."""
-    return path.is_file() and read_stamp(path) == f"{fingerprint} {path.stat().st_size}"
+    """Whether path is a file of tokens with this fingerprint, and undamaged. Reads all of it."""
+    return path.is_file() and read_stamp(path) == stamp(path, fingerprint)
 
 
 def dtype_of(tokenizer):
@@ -184,7 +189,7 @@ def open_tokens(path, tokenizer):
     Raises InputError if the size is wrong. A wrong id raises InputError later, when you take it.
     """
     size, dtype = path.stat().st_size, dtype_of(tokenizer)
-    complete = read_stamp(path).endswith(f" {size}")
+    complete = f" {size} " in read_stamp(path)
     if not complete or size == 0 or size % dtype.itemsize:
         raise damaged(path)
     tokens = TokenFile(path, dtype=dtype, mode="r")

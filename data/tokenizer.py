@@ -22,6 +22,8 @@ import numpy as np
 import regex  # comes with tiktoken; knows the letters and digits of every script
 import tiktoken
 
+from common.messages import Progress
+
 SPECIAL = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>")
 MIN_VOCAB = 256 + len(SPECIAL)
 
@@ -38,6 +40,8 @@ MARKED = re.compile(rb"\x0e( ?[a-z]|[\x0e\x0f])?|\x0f( ?[a-z]+)?")  # a mark may
 LONGEST_RUN = 4096  # characters without white space; tiktoken is slow on longer words
 BORDER = re.compile(r"\s\S|\S\s")
 SAMPLE = 8_000_000  # characters to learn merges from; more text changes few merges
+PARTS = PATTERN.replace("+", "{1,32}")  # to learn from; without spaces, a text is one long word
+MOST_WORDS = 50_000  # different ones, the most frequent; learning takes as long as they are
 
 
 def learn_merges(texts, n_merges):
@@ -47,8 +51,9 @@ def learn_merges(texts, n_merges):
     """
     words = Counter()
     for text in texts:
-        words.update(regex.findall(PATTERN, text))
-    counts = list(words.values())
+        words.update(regex.findall(PARTS, text))
+    words = dict(words.most_common(MOST_WORDS))
+    counts, progress = list(words.values()), Progress("learning merges", n_merges)
     words = [list(word.encode("utf-8")) for word in words]  # token ids: single bytes at first
 
     pair_count = Counter()  # (left, right) -> how often these neighbors occur in the text
@@ -74,16 +79,16 @@ def learn_merges(texts, n_merges):
         changed = set()
         for i in found_in.pop(pair):
             old, words[i] = words[i], merge(words[i], pair, id_of[joined])
+            changed.update(pairwise(old), pairwise(words[i]))
             for p in pairwise(old):
                 pair_count[p] -= counts[i]
-                changed.add(p)
             for p in pairwise(words[i]):
                 pair_count[p] += counts[i]
                 found_in[p].add(i)
-                changed.add(p)
         for p in changed:
             if pair_count[p] > 0:
                 heapq.heappush(heap, (-pair_count[p], p))
+        progress.update(len(tokens) - 256)
     return tokens[256:]
 
 
@@ -129,9 +134,7 @@ class Tokenizer:
         Raises ValueError if vocab_size is under 261, or more than the text supports.
         """
         if vocab_size < MIN_VOCAB:
-            raise ValueError(
-                f"vocab_size must be at least {MIN_VOCAB} (bytes, special tokens), not {vocab_size}"
-            )
+            raise ValueError(f"vocab_size must be at least {MIN_VOCAB}, not {vocab_size}")
         sample, room = [], SAMPLE
         for text in texts:
             sample.append(mark_capitals(text[:room]))

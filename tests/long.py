@@ -82,11 +82,10 @@ def run_and_kill(stage, arguments, made, n_kills, seed):
 
 def watch_saves(path):
     """A function that tells whether a file is being written now."""
-    aside = path.with_name(path.name + ".tmp")
-    stale = aside.stat().st_mtime_ns if aside.exists() else None  # left by an earlier kill
+    stale = set(path.parent.glob(f"{path.name}.*.tmp"))  # left by earlier kills
 
     def saving():
-        return aside.exists() and aside.stat().st_mtime_ns != stale
+        return bool(set(path.parent.glob(f"{path.name}.*.tmp")) - stale)
 
     return saving
 

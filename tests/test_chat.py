@@ -250,8 +250,13 @@ def test_an_answer_that_is_interrupted_or_cut_off_says_so(pair, talk, monkeypatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr(model, "generate", interrupted)
-    answers = [part.split("\n")[1:] for part in talk("One?", "Two?")[1:]]
-    assert answers == [["A (stopped)"]] * 2  # and the conversation continues
+    monkeypatch.setattr(pair[0].model, "generate", interrupted)  # asked by /base
+    answers = [part.strip().split("\n")[1:] for part in talk("One?", "/base", "Two?")[1:]]
+    assert answers == [
+        ["A (stopped)"],
+        ["(stopped)"],
+        ["A (stopped)"],
+    ]  # and the conversation continues
 
 
 def test_every_token_is_handed_over_as_it_comes():

@@ -18,6 +18,7 @@ import torch
 import compare
 import pretrain
 import sft
+from common.checkpoint import read_checkpoint, world_of
 from common.options import Parser, parse_options
 from common.presets import PRESETS
 from common.scores import share
@@ -287,3 +288,81 @@ def test_what_a_preset_switches_on_can_be_switched_off():
         return parse_options(Parser("p"), PretrainConfig, typed, lambda args: PRESETS["gpt2"])[0]
 
     assert config().compile and not config("--no-compile").compile
+
+
+# The embedded world in the output folder
+
+
+def test_the_old_world_stays_until_the_new_model_is_finished(tmp_path, monkeypatch, capsys):
+    make_world_small(monkeypatch)
+    arguments = ["--out", str(tmp_path / "a"), "--device", "cpu", *SIZES]
+    pretrain.main([*arguments, "--max_steps", "10"])
+    before = {path: path.read_bytes() for path in (tmp_path / "a" / "world").iterdir()}
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "micro_batches", fail)
+        with pytest.raises(SystemExit):
+            pretrain.main([*arguments, "--max_steps", "10", "--seed", "2"])
+    assert {path: path.read_bytes() for path in (tmp_path / "a" / "world").iterdir()} == before
+    assert world_of(read_checkpoint(tmp_path / "a" / "base.pt")) == tmp_path / "a" / "world"
+    pretrain.main([*arguments, "--max_steps", "10", "--seed", "2"])
+    assert (tmp_path / "a" / "world" / "corpus.txt").read_bytes() not in before.values()
+    assert world_of(read_checkpoint(tmp_path / "a" / "base.pt")) == tmp_path / "a" / "world"
+
+
+def test_files_of_your_own_in_the_world_are_never_replaced(tmp_path, monkeypatch, capsys):
+    make_world_small(monkeypatch)
+    arguments = ["--out", str(tmp_path / "a"), "--device", "cpu", *SIZES, "--max_steps", "10"]
+    mine = tmp_path / "a" / "world" / "train.jsonl"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine", encoding="utf-8")
+    refused = "world: has files that this program did not write, or that were changed since; move"
+
+    def is_refused():
+        with pytest.raises(SystemExit) as stopped:
+            pretrain.main(arguments)
+        return stopped.value.code == 2 and refused in capsys.readouterr().err
+
+    assert is_refused() and mine.read_text(encoding="utf-8") == "mine"
+    mine.unlink()
+    pretrain.main(arguments)
+    pretrain.main(arguments)  # what it wrote itself, it may write again
+    with open(mine.with_name("sft.jsonl"), "a", encoding="utf-8") as file:
+        file.write("mine\n")
+    assert is_refused() and mine.with_name("sft.jsonl").read_bytes().endswith(b"mine\n")
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "dev.jsonl", "test.jsonl", "smalltalk.jsonl"])
+def test_a_broken_question_is_noticed_before_training(name, small_world, tmp_path, monkeypatch):
+    shutil.copytree(small_world, tmp_path / "a")
+    with open(tmp_path / "a" / "world" / name, "a", encoding="utf-8") as file:
+        file.write('{"prompt": "What')
+    monkeypatch.setattr(sft, "train", lambda *_: pytest.fail("it trains"))
+    with pytest.raises(SystemExit) as stopped:
+        sft.main(["--out", str(tmp_path / "a"), "--device", "cpu"])
+    assert stopped.value.code == 2
+
+
+def test_a_leftover_rank_means_nothing(tmp_path):
+    """Some other program set it. Only torchrun starts several processes."""
+    (tmp_path / "text.txt").write_text("The parrot reads. " * 200, encoding="utf-8")
+    command = [sys.executable, "pretrain.py", "--data", str(tmp_path / "text.txt"), "--device"]
+    command += ["cpu", *SIZES, "--vocab_size", "270", "--block_size", "32", "--max_steps", "2"]
+    for rank in ("0", "", "x"):
+        out = ["--out", str(tmp_path / f"out{rank}")]
+        done = subprocess.run([*command, *out], cwd=ROOT, env={**os.environ, "RANK": rank})
+        assert done.returncode == 0
+
+
+def test_ctrl_c_while_the_imports_run():
+    """One line, no traceback."""
+    code = "import common, os, signal; os.kill(os.getpid(), signal.SIGINT); input()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == "\nInterrupted.\n" and done.returncode != 0
+    first = "import common  # noqa: F401  # isort: skip  (before torch)\n"
+    for name in ("pretrain", "sft", "dpo", "compare"):  # nothing is imported before it
+        text = (ROOT / f"{name}.py").read_text(encoding="utf-8")
+        assert text.split("import ", 1)[0] + first == text[: text.index(first)] + first

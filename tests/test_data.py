@@ -141,6 +141,15 @@ def test_very_long_runs(tokenizer):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+def test_learning_from_a_text_without_spaces():
+    """Each merge takes as long as the words that hold it, so a long word is learned in parts."""
+    text = "".join(random.Random(0).choices("acgt", k=200_000))
+    tokenizer = Tokenizer.train([text], 600)
+    assert tokenizer.n_vocab == 600 and tokenizer.decode(tokenizer.encode(text)) == text
+    assert max(map(len, tokenizer.merges)) <= 32
+    assert len(tokenizer.encode(text)) < 0.3 * len(text)
+
+
 def test_vocabulary_sizes_that_cannot_be():
     with pytest.raises(ValueError, match="261"):
         Tokenizer.train(TEXTS, 260)
@@ -209,6 +218,16 @@ def test_a_system_message_joins_the_first_user_turn(tokenizer):
     assert encode_chat(asked, tokenizer) == encode_chat(joined, tokenizer)
 
 
+def test_an_answer_of_weight_0_is_not_learned(tokenizer):
+    """As in OpenAI's format: the model reads it, and the loss doesn't look at it."""
+    talk = [user("a"), assistant("bb"), user("c"), assistant("dd")]
+    ids, supervised = encode_chat(talk, tokenizer)
+    plain, weighted = [sum(supervised)], [{**talk[1], "weight": 0}, {**talk[3], "weight": 1}]
+    same_ids, fewer = encode_chat([talk[0], weighted[0], talk[2], weighted[1]], tokenizer)
+    assert same_ids == ids and sum(fewer) == sum(encode_chat(talk[:2], tokenizer)[1]) < plain[0]
+    assert fewer[len(ids) // 2 :] == supervised[len(ids) // 2 :]
+
+
 @pytest.mark.parametrize(
     "messages, complaint",
     [
@@ -223,6 +242,7 @@ def test_a_system_message_joins_the_first_user_turn(tokenizer):
         ([user("a"), {"role": "system", "content": "b"}, assistant("c")], "first"),
         ([{"role": "system", "content": "b"}], "user message"),
         (["a"], "object"),
+        ([user("a"), {**assistant("b"), "weight": 0.5}], "message 2 has a weight other than 0"),
     ],
 )
 def test_malformed_conversations(messages, complaint, tokenizer):

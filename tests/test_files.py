@@ -2,13 +2,27 @@
 
 import json
 import os
+import secrets
 import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from common.files import check_file, find_files, read_json, read_log, refuse_overwriting, writing
+from common.files import (
+    check_file,
+    find_files,
+    lock,
+    read_json,
+    read_log,
+    refuse_overwriting,
+    remove_leftovers,
+    unlock,
+    writing,
+)
 from common.messages import InputError
+from conftest import ROOT
 from data import Tokenizer
 from data.text import Rows, has_tokens, open_tokens, survey, write_tokens
 
@@ -115,11 +129,58 @@ def test_where_json_is_broken(tmp_path):
     assert read_log(path) == []
 
 
-def test_temporary_files_are_not_overwritten(tmp_path):
-    out = tmp_path / "out"
-    with pytest.raises(InputError, match="base.pt.tmp: would be overwritten"):
-        refuse_overwriting([out / "base.pt.tmp"], [out / "base.pt"])
-    refuse_overwriting([out / "base.tmp"], [out / "base.pt"])
+def test_writing_touches_no_other_file(tmp_path):
+    """Whatever stands beside it, even a link with the name of a temporary file."""
+    mine = [
+        tmp_path / name for name in ("base.pt.tmp", "base.pt.0123abcd.tmp.txt", "base.pt.x.tmp")
+    ]
+    for path in mine:
+        path.write_text("mine", encoding="utf-8")
+    with writing(tmp_path / "base.pt", "w") as file:
+        (aside,) = set(tmp_path.iterdir()) - set(mine)
+        with writing(tmp_path / "base.pt", "w") as other:  # as another process might
+            other.write("other")
+        file.write("new")
+    assert (tmp_path / "base.pt").read_text(encoding="utf-8") == "new"
+    (tmp_path / aside.name).write_text("left by a killed process", encoding="utf-8")
+    remove_leftovers([tmp_path / "base.pt"])
+    assert set(tmp_path.iterdir()) == {*mine, tmp_path / "base.pt"}
+    assert all(path.read_text(encoding="utf-8") == "mine" for path in mine)
+
+
+@needs_links
+def test_writing_follows_no_link(tmp_path, monkeypatch):
+    monkeypatch.setattr(secrets, "token_hex", lambda n: "0123abcd")
+    (tmp_path / "mine").write_text("mine", encoding="utf-8")
+    (tmp_path / "a.0123abcd.tmp").symlink_to("mine")
+    with pytest.raises(InputError, match="File exists"), writing(tmp_path / "a", "w") as file:
+        file.write("new")
+    assert (tmp_path / "mine").read_text(encoding="utf-8") == "mine"
+
+
+def test_one_process_at_a_time(tmp_path):
+    """The lock is free again after unlock(), and when the process that held it has been killed."""
+    code = "import sys; from pathlib import Path; from common.files import lock; "
+    code += "lock(Path(sys.argv[1])); print('mine', flush=True); input()"
+
+    def start():
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, **pipes)
+
+    other = start()
+    assert other.stdout.readline() == "mine\n"
+    what = rf"another run writes here \(process {other.pid}\); wait until it ends, or choose"
+    with pytest.raises(InputError, match=what):
+        lock(tmp_path)
+    other.kill()
+    other.communicate()
+    lock(tmp_path)
+    lock(tmp_path)  # twice in one process is fine
+    unlock(tmp_path)
+    unlock(tmp_path)
+    other = start()
+    assert other.stdout.readline() == "mine\n"
+    other.communicate("\n")
 
 
 @needs_links
@@ -183,6 +244,14 @@ def test_a_stamp_that_was_edited(stamp, path, tokenizer):
         open_tokens(path, tokenizer)
     write_tokens([["the cat", " sat"], ["on"]], tokenizer, path, "print", 13)
     assert has_tokens(path, "print")
+
+
+def test_a_token_file_with_one_changed_byte(path, tokenizer):
+    whole = path.read_bytes()
+    path.write_bytes(whole[:2] + bytes([whole[2] ^ 1]) + whole[3:])
+    assert not has_tokens(path, "print")  # so it is encoded again before the first step
+    write_tokens([["the cat", " sat"], ["on"]], tokenizer, path, "print", 13)
+    assert path.read_bytes() == whole
 
 
 def test_an_id_beyond_the_vocabulary(path, tokenizer):

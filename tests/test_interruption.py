@@ -4,7 +4,9 @@ them.
 """
 
 import json
+import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -17,6 +19,7 @@ import pretrain
 import sft
 from common.messages import InputError
 from common.run import Run
+from conftest import ROOT
 from long import final_weights, log_rows, run_and_kill
 from model import GPT, GPTConfig
 from pretrain import PretrainConfig, train
@@ -115,7 +118,25 @@ def test_ctrl_c_in_the_last_steps(stage, stages, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"about": 5}, {"model": {}}, {"optimizers": []}, {"threads": 0}, {"step": "x"}]
+    "changes",
+    [
+        {"about": 5},
+        {"model": {}},
+        {"model": []},
+        {"optimizers": []},
+        {"optimizers": [{0: {}}, {}]},
+        {"optimizers": [{99: {"momentum": torch.zeros(1)}}, {}]},
+        {"optimizers": [{0: {"momentum": torch.zeros(3)}}, {}]},
+        {"threads": 0},
+        {"threads": 10**9},
+        {"dtype": torch.int8},
+        {"rows": []},
+        {"rows": 5},
+        {"rows": [{"step": "x", "tokens": 1, "seconds": 1.0}]},
+        {"rows": [{"step": 10**9, "tokens": 1, "seconds": 1.0}]},
+        {"rows": [5, {"step": 10, "tokens": 1, "seconds": 1.0}]},
+    ],
+    ids=str,
 )
 def test_an_edited_resume_file(changes, stages, tmp_path, monkeypatch, capsys):
     main, arguments, _ = stages["pretrain"]
@@ -193,21 +214,88 @@ def test_resume_takes_precision_and_threads_from_before(stages, tmp_path, monkey
     assert len(used) == 10 and set(used) == {(torch.bfloat16, 3)}
 
 
-def test_what_was_logged_after_the_last_save_is_cut(tmp_path, capsys):
-    run = Run(PretrainConfig(out=str(tmp_path)), "pretrain", "base.pt", {})
-    rows = [json.dumps({"step": step}) + "\n" for step in (10, 20, 30)]
-    run.log.write_text("".join(rows) + '{"step": 4', encoding="utf-8")  # killed while writing
-    run.state, run.step = {"step": 20}, 20
-    run.start_log()
-    assert run.log.read_text(encoding="utf-8") == "".join(rows[:2])
-    run.state, run.step = {"step": 40}, 40
-    with pytest.raises(InputError, match="some of its first 4 rows are missing"):
-        run.start_log()
-    run.state = None
-    run.unfinished.write_text("", encoding="utf-8")
-    run.start_log()
-    assert run.log.read_text(encoding="utf-8") == "" and not run.unfinished.exists()
-    assert "Discarding an unfinished run" in capsys.readouterr().out
+def test_what_was_logged_after_the_last_save_is_cut(stages, tmp_path, monkeypatch):
+    """The saved state has the rows of the log. So a log that is damaged, or gone, does no harm."""
+    main, arguments, made = stages["pretrain"]
+    arguments += ["--max_steps", "35"]
+    main([*arguments, "--out", str(tmp_path / "a")])
+    for i, damage in enumerate((b"", b'{"step": 10}\n{"st', None)):
+        out = tmp_path / f"b{i}"
+        with monkeypatch.context() as patch:
+            ctrl_c_at(patch, 13)
+            with pytest.raises(SystemExit):
+                main([*arguments, "--out", str(out)])
+        log = out / "pretrain.jsonl"
+        log.unlink() if damage is None else log.write_bytes(damage)
+        main([*arguments, "--out", str(out), "--resume"])
+        assert same_weights(tmp_path / "a" / made, out / made)
+        assert log_rows(log) == log_rows(tmp_path / "a" / "pretrain.jsonl")
+
+
+def contents(folder):
+    paths = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".lock")]
+    return {path: path.read_bytes() for path in paths}
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo"])
+def test_a_run_that_fails_leaves_the_earlier_ones(stage, stages, tmp_path, monkeypatch, capsys):
+    """A finished model and an unfinished run are in the folder, and the next run gets NaN."""
+    main, arguments, made = stages[stage]
+    arguments += ["--out", str(tmp_path / "a")]
+    main([*arguments, "--max_steps", "15"])
+    with monkeypatch.context() as patch:
+        ctrl_c_at(patch, 13)
+        with pytest.raises(SystemExit):
+            main([*arguments, "--max_steps", "35"])
+    before = contents(tmp_path / "a")
+    assert tmp_path / "a" / f"{stage}.resume.pt" in before
+    for rates in (["--lr", "1e6", "--embed_lr", "1e6"], ["--lr", "0.0123"]):
+        with monkeypatch.context() as patch:
+            if len(rates) == 2:  # and one that is stopped before it saves anything
+                ctrl_c_at(patch, 3)
+            with pytest.raises(SystemExit) as stopped:
+                main([*arguments, "--max_steps", "35", *rates])
+        assert stopped.value.code == (130 if len(rates) == 2 else 2)
+        assert contents(tmp_path / "a") == before
+        assert "There is an unfinished run here" in capsys.readouterr().out
+    main([*arguments, "--max_steps", "35", "--resume"])
+    main([*arguments, "--max_steps", "35", "--out", str(tmp_path / "b")])
+    assert same_weights(tmp_path / "a" / made, tmp_path / "b" / made)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo"])
+@pytest.mark.parametrize("streams", ["closed pipe", "full"])
+def test_ctrl_c_saves_though_nobody_reads(stage, streams, stages, tmp_path):
+    """As under `2>&1 | tee log`: Ctrl-C ends tee, too, and then every write fails."""
+    if streams == "full" and not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    main, arguments, made = stages[stage]
+    out = tmp_path / "a"
+    arguments = [*arguments, "--max_steps", "100000", "--out", str(out)]
+    code = f"import sys; import {stage}; import common.run; common.run.LOG_EVERY = 10\n"
+    code += "common.run.SAVE_EVERY = 0.5\n"
+    code += f"{stage}.main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, *arguments]
+    if streams == "full":  # from the first progress on: a buffer holds what is printed before
+        buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+        with open("/dev/full", "w") as full:
+            both = dict(stdout=full, stderr=full, env=buffered)
+            process = subprocess.Popen(command, cwd=ROOT, **both)
+    else:
+        both = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=ROOT, **both)
+    unfinished = out / f"{stage}.resume.pt"
+    while process.poll() is None and not unfinished.exists():
+        time.sleep(0.01)
+    assert process.poll() is None
+    before = unfinished.stat().st_mtime_ns
+    if streams == "closed pipe":
+        process.stdout.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) in (1, 2, 130)
+    assert unfinished.stat().st_mtime_ns > before  # it was saved once more
+    steps = [row["step"] for row in torch.load(unfinished, weights_only=True)["rows"]]
+    assert steps == list(range(10, 10 * len(steps) + 1, 10))
 
 
 class FileSizeLimit:
@@ -301,7 +389,9 @@ def test_nan_stops_the_run_and_is_never_saved(where, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=complaint[where]):
         train(model, batches, config, Run(config, "pretrain", "base.pt", {}))
     state = torch.load(tmp_path / "pretrain.resume.pt", weights_only=True)
-    assert state["step"] == 10 and all(p.isfinite().all() for p in state["model"].values())
+    assert state["rows"][-1]["step"] == 10 and all(
+        p.isfinite().all() for p in state["model"].values()
+    )
     assert [row["step"] for row in log_rows(tmp_path / "pretrain.jsonl")] == [10]
 
 

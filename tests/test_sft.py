@@ -10,8 +10,10 @@ import pytest
 import torch
 
 import compare
+import data
 import sft
 from common.checkpoint import Checkpoint, load, save
+from common.completion import fit
 from common.files import read_json
 from common.run import Run
 from data import Tokenizer
@@ -173,6 +175,33 @@ def test_three_formats():
     for wrong in ([], "a", {"prompt": "a"}, {"prompt": 3, "response": "b"}, misspelled):
         with pytest.raises(ValueError):
             as_messages(wrong)
+
+
+def test_a_conversation_of_many_turns(tokenizer, monkeypatch):
+    """We drop what can't fit at once, not turn by turn: encoding it takes linear time."""
+    turns = [{"role": r, "content": c} for r, c in (("user", "of Peru?"), ("assistant", "Lima."))]
+    encoded = []
+
+    def encode_chat(messages, tokenizer):
+        encoded.append(len(messages))
+        return data.encode_chat(messages, tokenizer)
+
+    monkeypatch.setattr(sft, "encode_chat", encode_chat)
+    for system in ([], [{"role": "system", "content": "in short"}]):
+        for n in (1, 2, 5, 1000):
+            del encoded[:]
+            row = sft.encode({"messages": system + turns * n}, tokenizer, 64)
+            assert sum(encoded) < 2 * n + 64 * 64 / 3
+            rest = n  # what is left if we drop one turn after another
+            while len(data.encode_chat(system + turns * rest, tokenizer)[0]) > 64:
+                rest -= 1
+            assert row["input_ids"] == data.encode_chat(system + turns * rest, tokenizer)[0]
+            history = system + turns * n + turns[:1]
+            kept, ids = fit(history, tokenizer, 64)
+            assert (
+                len(ids) <= 64
+                and kept == history[: len(system)] + history[-len(kept[len(system) :]) :]
+            )
 
 
 def test_json_lines_and_arrays_are_read_alike(tmp_path):

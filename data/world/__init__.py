@@ -22,7 +22,7 @@ It all comes from one seed and Python's own random numbers, so every machine mak
 import json
 import random
 
-from common.files import writing
+from common.files import sha256_of, writing
 from data.world import tables
 from data.world.exchanges import Asker
 from data.world.names import bare, pattern_of
@@ -51,6 +51,7 @@ __all__ = [
     "build",
     "fill",
     "held_out_finder",
+    "is_ours",
     "load_facts",
     "load_smalltalk",
     "load_wordings",
@@ -110,16 +111,29 @@ def write(made, folder, fingerprint=""):
 
     corpus.txt and val.txt are plain text, and the .jsonl files are JSON Lines. The file sha256
     holds the fingerprint. The base checkpoint stores it too, so we notice another model's world.
+    A hash of the files follows, so we notice your changes and never overwrite them.
     """
     stamp = folder / "sha256"
     stamp.unlink(missing_ok=True)  # until all files are written, they belong to no checkpoint
-    for name, items in made.items():
+    for path in files_of(made, folder):
+        name, items = path.stem, made[path.stem]
         if name in ("corpus", "val"):
-            path, text = folder / f"{name}.txt", "\n\n".join(items) + "\n"
+            text = "\n\n".join(items) + "\n"
         else:
-            path = folder / f"{name}.jsonl"
             text = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
         with writing(path, "w") as file:
             file.write(text)
     with writing(stamp, "w") as file:
-        file.write(fingerprint)
+        file.write(f"{fingerprint} {sha256_of(*files_of(made, folder))}")
+
+
+def files_of(made, folder):
+    return [folder / f"{name}.{'txt' if name in ('corpus', 'val') else 'jsonl'}" for name in made]
+
+
+def is_ours(folder, made):
+    """Whether write() may write to a folder: all that it would replace is as we wrote it."""
+    paths, stamp = files_of(made, folder), folder / "sha256"
+    if not any(path.exists() for path in paths):
+        return True
+    return stamp.is_file() and stamp.read_text(encoding="utf-8").endswith(f" {sha256_of(*paths)}")
