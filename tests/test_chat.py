@@ -244,7 +244,7 @@ def test_an_answer_that_is_interrupted_or_cut_off_says_so(pair, talk, monkeypatc
     said = stream(model, tokenizer, input_ids, **{**GREEDY, "max_new_tokens": 2})
     assert capsys.readouterr().out == f"{said} (cut off: raise --length)\n"
 
-    def interrupted(prompts, stop, on_token, **_):
+    def interrupted(prompts, *_, on_token=lambda row, token: None, **__):
         for token in tokenizer.encode("A"):
             on_token(0, token)
         raise KeyboardInterrupt
@@ -252,11 +252,8 @@ def test_an_answer_that_is_interrupted_or_cut_off_says_so(pair, talk, monkeypatc
     monkeypatch.setattr(model, "generate", interrupted)
     monkeypatch.setattr(pair[0].model, "generate", interrupted)  # asked by /base
     answers = [part.strip().split("\n")[1:] for part in talk("One?", "/base", "Two?")[1:]]
-    assert answers == [
-        ["A (stopped)"],
-        ["(stopped)"],
-        ["A (stopped)"],
-    ]  # and the conversation continues
+    # Each time, the conversation continues.
+    assert answers == [["A (stopped)"], ["(stopped)"], ["A (stopped)"]]
 
 
 def test_every_token_is_handed_over_as_it_comes():
