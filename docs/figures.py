@@ -30,15 +30,15 @@ from data.tokenizer import CAPS_LOCK, SHIFT
 from model import IGNORE_INDEX
 from sft import encode
 
-# From docs/measurements.md: at commit 12a5fbd, with seed 1, for N = 900, 1800 and 3600,
+# From docs/measurements.md: with seed 1, for N = 900, 1800 and 3600,
 # `python pretrain.py --max_steps N --out out/curveN`, `python sft.py --out out/curveN`. In %.
 TOKENS = (3.7, 7.4, 14.7)  # millions
 CURVE = {
-    "tuned answers": ("green", (93.4, 97.9, 99.5)),
-    "base knows": ("soft", (95.3, 96.6, 97.1)),
-    "in unseen wordings": ("blue", (88.3, 95.9, 93.5)),
-    "explains as asked": ("hot", (23.3, 55.0, 81.7)),
-    "strangers, in all": ("ink", (64.3, 75.3, 76.7)),
+    "tuned answers": ("green", (90.5, 98.4, 99.7)),
+    "base knows": ("soft", (89.3, 93.5, 97.9)),
+    "in unseen wordings": ("blue", (93.5, 94.8, 96.6)),
+    "explains as asked": ("hot", (31.7, 70.0, 81.7)),
+    "strangers, in all": ("ink", (68.3, 77.7, 76.3)),
 }
 CAPITAL = "⇧ makes the next letter a capital."
 LEFT, RIGHT = 24, 776  # where drawings begin and end; a picture is 800 wide
