@@ -22,6 +22,7 @@ from model import GPT, GPTConfig
 
 FORMAT = "parrot checkpoint 1"
 LONGEST_BLOCK = 10**6  # positions, as many as pretrain.py allows; each one needs memory
+LARGEST_BLOCK = 250 * 10**6  # positions times their width in a head: 1 GB
 
 
 @dataclass
@@ -82,7 +83,9 @@ def read_checkpoint(path, device="cpu"):
         raise InputError(path, f'not a checkpoint of this program ("{FORMAT}")', "train it again")
     try:
         model, tokenizer = rebuild(state)
-    except Exception as error:
+    except BaseException as error:  # a panic of the tokenizer's library is no Exception
+        if isinstance(error, KeyboardInterrupt):
+            raise
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(path, f"its parts do not fit together ({why})", "train it again") from None
     parts = ("format", "config", "weights", "tokenizer")
@@ -111,6 +114,8 @@ def rebuild(state):
     if not all(type(size) is int for key, size in config.items() if key != "dropout"):
         raise ValueError("sizes must be whole numbers")
     if config["n_layer"] > len(weights) or config["block_size"] > LONGEST_BLOCK:
+        raise ValueError("a size is too large")
+    if config["block_size"] * config["n_embd"] // config["n_head"] > LARGEST_BLOCK:
         raise ValueError("a size is too large")
     tokenizer = read_tokenizer(state["tokenizer"])
     if tokenizer.n_vocab != config["vocab_size"]:

@@ -241,7 +241,7 @@ class Run:
             raise self.does_not_fit()
         for key, value in self.about.items():
             before = state["about"].get(key)
-            if before != value:
+            if type(before) is not type(value) or before != value:
                 what = f"{key} was {before} and is now {value}"
                 raise InputError("--resume", what, "use the same settings and data, or no --resume")
         return state

@@ -4,6 +4,7 @@ Checks that take too long for the tests. Each prints its figures.
     python tests/long.py kills     # kill -9, 20 times in each stage at full size, and resume
     python tests/long.py corpus    # 1 MB to 1 GB of text: memory, startup time, tokens per second
     python tests/long.py memory    # 2,000 steps: memory doesn't grow
+    python tests/long.py faults    # odd files, full disks, kills, power cuts, and what is kept
 """
 
 import json
@@ -187,12 +188,20 @@ def memory(folder):
     print(f"after 200 steps {early / 1e6:.1f} MB, after 1,990 {late / 1e6:.1f} MB: {growth}")
 
 
+def faults(folder):
+    from faults import campaign
+
+    campaign(folder)
+
+
+CHECKS = {"kills": kills, "corpus": corpus, "memory": memory, "faults": faults}
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1] not in ("kills", "corpus", "memory"):
+    if len(sys.argv) != 2 or sys.argv[1] not in CHECKS:
         sys.exit(__doc__)
     sys.path.insert(0, str(ROOT))
     scratch = Path(tempfile.mkdtemp())
     try:
-        {"kills": kills, "corpus": corpus, "memory": memory}[sys.argv[1]](scratch)
+        CHECKS[sys.argv[1]](scratch)
     finally:
         shutil.rmtree(scratch)
