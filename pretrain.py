@@ -116,7 +116,7 @@ def train(model, batches, config, run, evaluate=None):
             optimizer.zero_grad()
         run.end_step(loss_sum / max(count, 1), batch, evaluate)  # log, save, stop after Ctrl-C
     model.eval()
-    return run.rows[-1]
+    return run.row
 
 
 @command

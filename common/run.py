@@ -79,7 +79,7 @@ class Run:
         if self.state:
             say(f"Resuming from step {self.step}.")
         elif self.earlier:
-            say("There is an unfinished run here, until this one saves. (--resume continues it.)")
+            say("An unfinished run is here. It stays until this one saves; --resume continues it.")
         self.progress = Progress(self.name, self.config.max_steps, self.step)
         self.saved_at = time.perf_counter()
         self.start_interval()
@@ -163,6 +163,11 @@ class Run:
         return checkpoint
 
     # The log
+
+    @property
+    def row(self):
+        """The last row, or {} in all processes but the first."""
+        return self.rows[-1] if self.rows else {}
 
     def elapsed(self):
         """Seconds that the run has taken so far, including those before a resume."""

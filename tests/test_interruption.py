@@ -257,7 +257,7 @@ def test_a_run_that_fails_leaves_the_earlier_ones(stage, stages, tmp_path, monke
                 main([*arguments, "--max_steps", "35", *rates])
         assert stopped.value.code == (130 if len(rates) == 2 else 2)
         assert contents(tmp_path / "a") == before
-        assert "There is an unfinished run here" in capsys.readouterr().out
+        assert "An unfinished run is here. It stays until this one saves" in capsys.readouterr().out
     main([*arguments, "--max_steps", "35", "--resume"])
     main([*arguments, "--max_steps", "35", "--out", str(tmp_path / "b")])
     assert same_weights(tmp_path / "a" / made, tmp_path / "b" / made)
