@@ -263,8 +263,10 @@ def test_a_run_that_fails_leaves_the_earlier_ones(stage, stages, tmp_path, monke
     assert same_weights(tmp_path / "a" / made, tmp_path / "b" / made)
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo"])
-@pytest.mark.parametrize("streams", ["closed pipe", "full"])
+@pytest.mark.parametrize(
+    "stage, streams",
+    [("pretrain", "closed pipe"), ("pretrain", "full"), ("sft", "closed pipe"), ("dpo", "full")],
+)
 def test_ctrl_c_saves_though_nobody_reads(stage, streams, stages, tmp_path):
     """As under `2>&1 | tee log`: Ctrl-C ends tee, too, and then every write fails."""
     if streams == "full" and not os.path.exists("/dev/full"):
