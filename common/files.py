@@ -240,8 +240,8 @@ LOCKS = {}  # folder -> its lock, which the system frees when the process ends
 
 def lock(folder):
     """Claim a folder for this process. Raises InputError if another one has it."""
-    folder = folder.resolve()
-    if folder in LOCKS:
+    key = os.path.realpath(folder)
+    if key in LOCKS:
         return
     holder = folder / ".lock.holder"
     try:
@@ -255,10 +255,10 @@ def lock(folder):
         raise InputError(folder, what, "wait until it ends, or choose another --out") from None
     except OSError as error:
         raise cannot_write(folder, error) from None
-    LOCKS[folder] = taken
+    LOCKS[key] = taken
 
 
 def unlock(folder):
     """Free a folder that this process may have claimed."""
-    if taken := LOCKS.pop(folder.resolve(), None):
+    if taken := LOCKS.pop(os.path.realpath(folder), None):
         taken.release()

@@ -99,11 +99,14 @@ def anonymous_memory(pid):
 
 
 def run_and_watch(arguments):
-    """Run pretrain.py. Returns (most anonymous memory, in bytes; memory at each row; the log)."""
+    """Run pretrain.py. Returns (most anonymous memory, in bytes; memory at each row; the log).
+
+    It saves after every row of the log, or we would see the log only at the end.
+    """
     out = Path(arguments[arguments.index("--out") + 1])
     log, most, at_row = out / "pretrain.jsonl", 0, {}
     log.unlink(missing_ok=True)
-    command = [sys.executable, str(ROOT / "pretrain.py"), *arguments]
+    command = [sys.executable, "-c", SAVING_OFTEN.format(stage="pretrain"), *arguments]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while process.poll() is None:
         try:

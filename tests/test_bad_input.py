@@ -432,8 +432,8 @@ NEEDS, TEXTS = 'needs "messages", "prompt"', "every text in a conversation must 
 bad_question("sft", "sft.jsonl", NEEDS, messages=None, prompt=None)
 bad_question("sft", "sft.jsonl", TEXTS, messages=None, prompt=5, response="a")
 bad_question("sft", "sft.jsonl", "a conversation must be a list", messages="hello")
-bad_question("sft", "dev.jsonl", NEEDS, prompt=None)
-bad_question("sft", "dev.jsonl", TEXTS, response=["a"])
+bad_question("sft", "dev.jsonl", '"prompt" is missing', prompt=None)
+bad_question("sft", "dev.jsonl", '"response" must be text', response=["a"])
 
 bad_world("compare", "test.jsonl", None, ": no such file or folder")
 bad_world("compare", "test.jsonl", "", ": the file holds nothing")
@@ -567,14 +567,14 @@ for typed, complaint in rows(
     dpo --bet 1 -> unrecognized arguments: --bet 1
     compare --temperature -1 -> --temperature: -1.0 is out of range
     compare --ask {nothing} -> --ask: the prompt is empty
-    pretrain --out {tmp}/good.txt/out -> train.bin: cannot be written (Not a directory)
+    pretrain --out {tmp}/good.txt/out -> out: cannot be written (Not a directory)
     sft --base {out}/base.pt --out {tmp}/good.txt -> cannot be written (File exists)
     pretrain --out {nothing} -> argument --out: must not be empty
     """
 ):
     case(typed, typed, complaint)
 case("NUL, pretrain.py", "pretrain --out {tmp}/a\0b", "--out: must not contain a NUL byte")
-case("output a loop", "pretrain --out {tmp}/loop", "train.bin: cannot be written", {"loop": LOOP})
+case("output a loop", "pretrain --out {tmp}/loop", "loop: cannot be written", {"loop": LOOP})
 
 if memory_of("cpu"):  # Windows doesn't tell
     for typed, complaint in rows(

@@ -19,6 +19,7 @@ from common.messages import InputError
 from common.report import score_table, show_examples, show_scores, side_by_side
 from common.stages import load_stages, with_control
 from data import Tokenizer, encode_chat
+from data.text import stamp
 from data.world import Scorer, refuses, strangers
 from data.world.exchanges import Exchange
 from data.world.scorer import explained_as
@@ -691,8 +692,9 @@ def test_a_small_block_is_enough(blocks, tmp_path, capsys):
     text = "Why is the sky blue on a clear day? " * 20
     ids = [models[0][1].endoftext, *models[0][1].encode(text)]
     (tmp_path / "val.bin").write_bytes(np.array(ids, "<u2").tobytes())
-    size = (tmp_path / "val.bin").stat().st_size
-    (tmp_path / "val.sha256").write_text(f"of this text {size}", encoding="utf-8")
+    (tmp_path / "val.sha256").write_text(
+        stamp(tmp_path / "val.bin", "of this text"), encoding="utf-8"
+    )
     write_pair(tmp_path, models, {"text_sha256": "of this text"}, examples=["a", text])
     run(tmp_path)
     results = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
@@ -703,17 +705,18 @@ def test_a_small_block_is_enough(blocks, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "stamp", [b"of another text {}", b"of this text 1", b"\xff\xfe", b"", b"of this text"]
+    "found", [b"of another text {}", b"of this text 1", b"\xff\xfe", b"", b"of this text"]
 )
-def test_a_validation_text_of_another_run_is_not_scored(stamp, tmp_path):
+def test_a_validation_text_of_another_run_is_not_scored(found, tmp_path):
     model, tokenizer = make_model()
     val_path = tmp_path / "val.bin"
     val_path.write_bytes(np.array(tokenizer.encode("the cat " * 50), "<u2").tobytes())
-    size = str(val_path.stat().st_size).encode()
-    val_path.with_suffix(".sha256").write_bytes(stamp.replace(b"{}", size))
+    right = stamp(val_path, "of this text").encode()
+    others = found.replace(b"{}", right.removeprefix(b"of this text "))
+    val_path.with_suffix(".sha256").write_bytes(others)
     write_pair(tmp_path, base_about={"text_sha256": "of this text"})
     assert "base" not in compare.compare(load_stages(tmp_path))
-    val_path.with_suffix(".sha256").write_bytes(b"of this text " + size)
+    val_path.with_suffix(".sha256").write_bytes(right)
     assert "val_bpb" in compare.compare(load_stages(tmp_path))["base"]
 
 

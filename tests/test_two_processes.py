@@ -29,8 +29,12 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 # Saved as sitecustomize.py, this runs whenever Python starts.
 AT_START = """
-import atexit, os, torch
+import atexit, os, sys, torch
 torch.cpu._is_avx512_bf16_supported = lambda: False
+if "SAVE_OFTEN" in os.environ:  # the project's folder
+    sys.path.insert(0, os.environ["SAVE_OFTEN"])
+    import common.run
+    common.run.SAVE_EVERY = 0
 if "RANK" in os.environ:
     atexit.register(print, "An interpreter has shut down.")
 """
@@ -184,6 +188,7 @@ def test_ctrl_c_and_resume_with_two_processes(torchrun, environment, text, tmp_p
 
     command = [*TORCHRUN, str(ROOT / "pretrain.py"), *options, "--out", str(b)]
     output = dict(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8")
+    environment = {**environment, "SAVE_OFTEN": str(ROOT)}
     process = subprocess.Popen(command, env=environment, **output)
     try:
         wait_for_a_row(b / "pretrain.jsonl", process)
