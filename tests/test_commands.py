@@ -15,10 +15,12 @@ import sys
 import pytest
 import torch
 
+import common.run
 import compare
 import pretrain
 import sft
 from common.checkpoint import read_checkpoint, world_of
+from common.files import writing
 from common.options import Parser, parse_options
 from common.presets import PRESETS
 from common.scores import share
@@ -310,6 +312,28 @@ def test_the_old_world_stays_until_the_new_model_is_finished(tmp_path, monkeypat
     assert world_of(read_checkpoint(tmp_path / "a" / "base.pt")) == tmp_path / "a" / "world"
     pretrain.main([*arguments, "--max_steps", "10", "--seed", "2"])
     assert (tmp_path / "a" / "world" / "corpus.txt").read_bytes() not in before.values()
+    assert world_of(read_checkpoint(tmp_path / "a" / "base.pt")) == tmp_path / "a" / "world"
+
+
+def test_a_run_that_is_killed_while_it_writes_the_world_resumes(tmp_path, monkeypatch):
+    make_world_small(monkeypatch)
+    monkeypatch.setattr(common.run, "SAVE_EVERY", 0)
+    arguments = ["--out", str(tmp_path / "a"), "--device", "cpu", *SIZES, "--max_steps", "20"]
+    pretrain.main([*arguments, "--seed", "2"])
+    written = []
+
+    def cut_off(path, mode="wb"):
+        written.append(path)
+        if len(written) == 4:
+            raise SystemExit(137)
+        return writing(path, mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("data.world.writing", cut_off)
+        with pytest.raises(SystemExit):
+            pretrain.main(arguments)
+    assert (tmp_path / "a" / "pretrain.resume.pt").exists()
+    pretrain.main([*arguments, "--resume"])
     assert world_of(read_checkpoint(tmp_path / "a" / "base.pt")) == tmp_path / "a" / "world"
 
 

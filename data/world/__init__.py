@@ -63,6 +63,7 @@ __all__ = [
     "write",
 ]
 
+UNFINISHED = "unfinished"  # the stamp of a world whose writing was cut off
 ROUNDS = 13  # of the corpus; each draws other wordings and another order
 
 
@@ -114,7 +115,8 @@ def write(made, folder, fingerprint=""):
     A hash of the files follows, so we notice your changes and never overwrite them.
     """
     stamp = folder / "sha256"
-    stamp.unlink(missing_ok=True)  # until all files are written, they belong to no checkpoint
+    with writing(stamp, "w") as file:  # until all files are written, they belong to no checkpoint
+        file.write(UNFINISHED)
     for path in files_of(made, folder):
         name, items = path.stem, made[path.stem]
         if name in ("corpus", "val"):
@@ -136,4 +138,5 @@ def is_ours(folder, made):
     paths, stamp = files_of(made, folder), folder / "sha256"
     if not any(path.exists() for path in paths):
         return True
-    return stamp.is_file() and stamp.read_text(encoding="utf-8").endswith(f" {sha256_of(*paths)}")
+    found = stamp.read_text(encoding="utf-8", errors="replace") if stamp.is_file() else ""
+    return found == UNFINISHED or found.endswith(f" {sha256_of(*paths)}")
