@@ -84,7 +84,7 @@ def encode_pair(example, tokenizer, block_size):
         ids, labels = row["input_ids"], row["labels"]
         start = len(ids) - ids[::-1].index(tokenizer.assistant)  # where the last answer starts
         labels[:start] = [IGNORE_INDEX] * start
-        if start == len(ids):
+        if labels[-1] == IGNORE_INDEX:  # the user's words, or "weight": 0
             raise ValueError(f'"{key}" must end with an answer of the assistant')
         rows.append(row)
         prompts.append(ids[:start])
@@ -180,18 +180,19 @@ def main(argv=None):
     tuned = read_stage("sft", config.sft or out / "sft.pt", device)
     tokenizer, path = tuned.tokenizer, Path(args.data or out / "world" / "pairs.jsonl")
     folder = None if args.data or config.resume else world_behind(tuned)
+    found = path.with_name("pairs.new.jsonl") if folder else path  # an earlier run needs its pairs
     if folder and rank == 0:
         lock(out)
-        write_own_pairs(tuned, folder, path, config.seed)
+        write_own_pairs(tuned, folder, found, config.seed)
     if world_size > 1:
         dist.barrier()  # wait for the file
     model = Chooser(dataclasses.replace(tuned.model.config, dropout=0.0)).to(device)
     model.load_state_dict(tuned.model.state_dict())
     model.beta, model.likelihood = config.beta, config.likelihood
-    pairs, held_out = hold_out(read_pairs(path, tokenizer, model.config.block_size), config.seed)
+    pairs, held_out = hold_out(read_pairs(found, tokenizer, model.config.block_size), config.seed)
     data_sha256 = hashlib.sha256(json.dumps([pairs, held_out]).encode()).hexdigest()
     run = Run(config, "dpo", "dpo.pt", dict(data_sha256=data_sha256, sft_sha256=tuned.sha256))
-    run.claim_files([path, tuned.path], [])
+    run.claim_files([path, tuned.path], [], {found: path} if folder else {})
     say(f"Tuning {tuned.path} on {len(pairs):,} pairs of {path}. The first ones:")
     show_pairs(pairs[:3], tokenizer)
     times = config.max_steps * min(config.batch_size / len(pairs), 1)

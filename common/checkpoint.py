@@ -7,22 +7,22 @@ A checkpoint is data. Loading it runs no code, so it is safe to open one from a 
 import dataclasses
 import hashlib
 import io
-import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import regex  # comes with tiktoken
 import torch
 
-from common.files import check_file, writing
-from common.messages import InputError
+from common.files import check_file, is_too_deep, previous, writing
+from common.messages import InputError, is_out_of_memory, readable
 from data.tokenizer import Tokenizer
 from data.world import read_questions, read_smalltalk
 from model import GPT, GPTConfig
 
 FORMAT = "parrot checkpoint 1"
 LONGEST_BLOCK = 10**6  # positions, as many as pretrain.py allows; each one needs memory
-LARGEST_BLOCK = 250 * 10**6  # positions times their width in a head: 1 GB
+LARGEST_BLOCK = 250 * 10**6  # positions times their width in a head: 1 GB of cosines and sines
 
 
 @dataclass
@@ -36,8 +36,8 @@ class Checkpoint:
     sha256: str = ""  # of the file, if it was read from one
 
 
-def save(checkpoint, previous=None):
-    """Write a checkpoint to its path. previous: where to keep a file that is already there."""
+def save(checkpoint, keep=None):
+    """Write a checkpoint to its path. keep: see writing()."""
     model = checkpoint.model
     weights = {name: p.detach().cpu() for name, p in model.state_dict().items()}
     weights["head.weight"] = weights["embed.weight"]  # the same table: store it once
@@ -48,17 +48,20 @@ def save(checkpoint, previous=None):
         "tokenizer": checkpoint.tokenizer.state(),
         **checkpoint.about,
     }
-    with writing(checkpoint.path) as file:
+    with writing(checkpoint.path, keep=keep) as file:
         torch.save(state, file)
-        if previous and checkpoint.path.exists():
-            file.flush()  # so a full disk raises before we move the old file
-            os.replace(checkpoint.path, previous)
 
 
 def read_torch(content, path):
     """torch.load for data only: nothing in the file is executed. content: the bytes of path."""
     try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(io.BytesIO(content)) as parts:
+            if parts.testzip():  # torch.load doesn't look at the checksums
+                raise ValueError
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        if is_too_deep(state):
+            raise ValueError
+        return state
     except Exception as error:  # damaged files make the unpickler raise almost anything
         what = f"not a readable checkpoint ({type(error).__name__})"
         raise InputError(path, what, "rerun the command that made it") from None
@@ -82,9 +85,9 @@ def read_checkpoint(path, device="cpu"):
     if not (ours and "stage" in state and isinstance(state.get("trained_on"), dict)):
         raise InputError(path, f'not a checkpoint of this program ("{FORMAT}")', "train it again")
     try:
-        model, tokenizer = rebuild(state)
+        model, tokenizer = rebuild(state, len(content))
     except BaseException as error:  # a panic of the tokenizer's library is no Exception
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt) or is_out_of_memory(error):
             raise
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(path, f"its parts do not fit together ({why})", "train it again") from None
@@ -106,9 +109,14 @@ def read_tokenizer(state):
     return Tokenizer.from_state(state)
 
 
-def rebuild(state):
-    """The network and the tokenizer from what save() wrote. Raises if parts do not fit."""
+def rebuild(state, size):
+    """The network and the tokenizer from what save() wrote. Raises if parts do not fit.
+
+    size: of the file, in bytes.
+    """
     config, weights = state["config"], state["weights"]
+    if sum(p.nbytes for name, p in weights.items() if name != "head.weight") > size:
+        raise ValueError("the weights are larger than the file")  # it repeats one number
     if config.keys() != {field.name for field in dataclasses.fields(GPTConfig)}:
         raise ValueError(f"unexpected config: {', '.join(config)}")
     if not all(type(size) is int for key, size in config.items() if key != "dropout"):
@@ -166,18 +174,18 @@ def previous_of(path, settings):
     if not path.is_file():
         return None
     try:
-        before = torch.load(path, map_location="cpu", weights_only=True)["settings"]
+        before = read_torch(path.read_bytes(), path)["settings"]
         changed = {key for key in settings if before.get(key) != settings[key]}
     except Exception:  # not one of ours, or damaged: keep it all the same
         before, changed = {}, {"everything"}
     if not changed:
         return None
-    previous = path.with_name(f"{path.stem}.previous{path.suffix}")
     shown = [
         f"{key} {before[key]}"
         for key in sorted(changed)
         if key in before and len(str(before[key])) < 20
     ]
     made = f" (made with {', '.join(shown[:4])})" if shown else ""
-    print(f"There is already a model in {path}{made}. This run will keep it as {previous}.")
-    return previous
+    keep = previous(path)
+    print(readable(f"There is already a model in {path}{made}. This run will keep it as {keep}."))
+    return keep

@@ -151,7 +151,7 @@ def parse_json(text, path, first_line, what_to_do):
 
 
 def is_too_deep(entry):
-    """Whether JSON has so many levels that json.dumps might reach Python's recursion limit."""
+    """Whether JSON, or what torch.load read, might reach Python's limit for recursion."""
     level = [entry]
     for _ in range(DEEPEST + 1):
         level = [child for value in level for child in children(value)]
@@ -163,7 +163,7 @@ def is_too_deep(entry):
 def children(value):
     if isinstance(value, dict):
         return value.values()
-    return value if isinstance(value, list) else ()
+    return value if isinstance(value, list | tuple) else ()
 
 
 def read_log(path):
@@ -188,11 +188,12 @@ def refuse_overwriting(inputs, outputs):
 
 
 @contextlib.contextmanager
-def writing(path, mode="wb"):
+def writing(path, mode="wb", keep=None):
     """Open a file for writing, in mode "wb" or "w". Its folder is made if it doesn't exist.
 
     We write to a new file beside it and rename that at the end. Until then, and after any error,
-    the old file stays as it was. Raises InputError if the disk is full or we aren't allowed to.
+    the old file stays as it was. keep: what to call the old file afterwards; else it is gone.
+    Raises InputError if the disk is full or we aren't allowed to write.
     """
     text = {"encoding": "utf-8", "newline": "\n", "errors": "backslashreplace"}
     aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
@@ -207,7 +208,7 @@ def writing(path, mode="wb"):
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        replace(aside, path, keep)
     except (OSError, RuntimeError) as error:
         # torch.save may raise a RuntimeError while it cleans up after an OSError.
         cause = error if isinstance(error, OSError) else error.__context__
@@ -217,6 +218,22 @@ def writing(path, mode="wb"):
     finally:
         with contextlib.suppress(OSError):  # after a success, it no longer exists
             aside.unlink()
+
+
+def replace(new, path, keep=None):
+    """Rename a file, and write the new name to the disk. keep: see writing()."""
+    if keep and path.exists():
+        os.replace(path, keep)
+    os.replace(new, path)
+    with contextlib.suppress(OSError):  # Windows opens no folders
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+
+
+def previous(path):
+    """What we call a file that we keep although a new one takes its name."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def remove_leftovers(paths):
@@ -229,7 +246,7 @@ def remove_leftovers(paths):
 
 def cannot_write(path, error):
     """The InputError for an OSError."""
-    todo = "free some disk space or choose another --out; files written before are intact"
+    todo = "check the disk's space, or choose another --out; files written before are intact"
     return InputError(path, f"cannot be written ({error.strerror})", todo)
 
 

@@ -150,5 +150,5 @@ def clock(seconds):
 
 def readable(text, instead="?"):
     """The text without characters that can take over a terminal, or turn the reading direction."""
-    odd = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+    odd = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
     return re.sub(odd, instead, text)

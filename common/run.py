@@ -18,8 +18,16 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from common.checkpoint import Checkpoint, previous_of, read_torch, save
 from common.device import precision, processes, say
-from common.files import lock, refuse_overwriting, remove_leftovers, unlock, writing
-from common.messages import InputError, Progress
+from common.files import (
+    lock,
+    previous,
+    refuse_overwriting,
+    remove_leftovers,
+    replace,
+    unlock,
+    writing,
+)
+from common.messages import InputError, Progress, is_out_of_memory
 
 STARTED = time.perf_counter()
 LOG_EVERY = 10  # steps
@@ -44,16 +52,18 @@ class Run:
         self.hashes = hashes
         self.about = {**settings, "processes": self.world_size, **hashes}
         self.step, self.tokens, self.seconds = 0, 0, 0.0
-        self.rows = []  # of the log; until the first save, an earlier run's files stay as they are
+        self.rows, self.new = [], {}  # of the log; see claim_files()
         self.state = self.load() if config.resume else None
 
-    def claim_files(self, inputs, outputs):
+    def claim_files(self, inputs, outputs, new=None):
         """Check our output files before we write any. inputs: paths; outputs: names in out/.
 
-        Raises InputError if we would overwrite an input, or if another run writes to this folder.
-        If an older model was made with other settings or data, prints a note, and finish() keeps
-        that model under another name.
+        new: {path: name}, files that get their names when this run saves or finishes. Until then,
+        all files of an earlier run stay as they are. If an older model was made with other settings
+        or data, prints a note, and finish() keeps that model under another name. Raises InputError
+        if we would overwrite an input, or if another run writes to this folder.
         """
+        self.new = new or {}
         outputs = [*(self.out / name for name in outputs), self.path, self.log, self.unfinished]
         refuse_overwriting(inputs, outputs)
         for path in outputs:
@@ -62,7 +72,9 @@ class Run:
         if self.rank == 0:
             lock(self.out)
             remove_leftovers(outputs)
-            self.previous = previous_of(self.path, self.about)
+            self.keep = previous_of(self.path, self.about)
+            for name in filter(Path.exists, self.new.values()):
+                say(f"There is already a file {name}. This run will keep it as {previous(name)}.")
 
     # What the training loop calls
 
@@ -70,13 +82,15 @@ class Run:
         """Yield the number of each step that is left to do, from 0 or from where a run stopped."""
         self.model, self.optimizers, self.device = model, optimizers, model.embed.weight.device
         self.dtype = precision(self.device)
+        self.earlier = not self.state and self.unfinished.exists()  # a run that was stopped
         if self.state:
             try:
                 self.restore(self.state)
-            except Exception:  # a damaged or edited file may hold anything
+            except Exception as error:  # a damaged or edited file may hold anything
+                if is_out_of_memory(error):
+                    raise
                 raise self.does_not_fit() from None
-        self.earlier = not self.state and self.unfinished.exists()  # a run that was stopped
-        if self.state:
+            self.state = None  # free its memory
             say(f"Resuming from step {self.step}.")
         elif self.earlier:
             say("An unfinished run is here. It stays until this one saves; --resume continues it.")
@@ -142,7 +156,7 @@ class Run:
                 say("\nStopped. This run is not saved: the earlier unfinished run is still there.")
             else:
                 say(f"\nStopped at step {self.step}. Add --resume to the command to continue.")
-            raise KeyboardInterrupt("saved")
+            raise KeyboardInterrupt("told")
         self.start_interval()
 
     def finish(self, tokenizer, also=lambda: None, **about):
@@ -152,14 +166,16 @@ class Run:
         """
         about = {**about, **self.hashes, "seed": self.config.seed, "settings": self.about}
         checkpoint = Checkpoint(self.path, self.model, tokenizer, about)
-        save(checkpoint, self.previous)
-        also()
-        self.write_log()
-        self.unfinished.unlink(missing_ok=True)
-        unlock(self.out)
+        with self.ctrl_c:
+            save(checkpoint, self.keep)
+            also()
+            self.adopt()
+            self.write_log()
+            self.unfinished.unlink(missing_ok=True)
+            unlock(self.out)
         if self.ctrl_c.pressed:  # in the last steps: the model is complete, so just stop
             print(f"\nFinished: the model is in {self.path}.")
-            raise KeyboardInterrupt("saved")
+            raise KeyboardInterrupt("told")
         return checkpoint
 
     # The log
@@ -228,8 +244,15 @@ class Run:
         }
         with writing(self.unfinished) as file:
             torch.save(state, file)
+        self.adopt()
         self.write_log()
         self.saved_at, self.earlier = time.perf_counter(), False
+
+    def adopt(self):
+        """Give the new files their names. An earlier one of that name is kept under another."""
+        for path, name in self.new.items():
+            if path.exists():
+                replace(path, name, previous(name))
 
     def load(self):
         if not self.unfinished.is_file():
@@ -256,8 +279,10 @@ class Run:
         return InputError(self.unfinished, "its parts do not fit together", todo)
 
     def restore(self, state):
-        """Continue from a saved state, once every part of it is what save() writes."""
-        row, threads = self.check(state), state["threads"]
+        """Continue from a saved state. May raise anything if it is not what save() writes."""
+        if not all(self.parts_fit(state)):
+            raise ValueError
+        row, threads = state["rows"][-1], state["threads"]
         self.rows, self.dtype = state["rows"], state["dtype"]
         self.step, self.tokens, self.seconds = row["step"], row["tokens"], row["seconds"]
         self.model.load_state_dict(state["model"])
@@ -266,51 +291,51 @@ class Run:
             optimizer.load_state_dict({"state": saved, "param_groups": settings})
         torch.set_num_threads(threads)  # more or fewer would round sums differently
 
-    def check(self, state):
-        """The last row of a state's log. Raises ValueError, or whatever odd types lead to."""
+    def parts_fit(self, state):
+        """Yield bools: whether each part of a state is what save() writes. May raise anything."""
         row = state["rows"][-1]
         json.dumps(state["rows"])
-        fits = [all(isinstance(row, dict) for row in state["rows"])]
-        fits += [type(row[key]) is int and row[key] > 0 for key in ("step", "tokens")]
-        fits += [type(row["seconds"]) is float and row["seconds"] >= 0]
-        fits += [row["step"] <= self.config.max_steps, type(state["threads"]) is int]
-        fits += [0 < state["threads"] <= 4096, state["dtype"] in (torch.float32, torch.bfloat16)]
-        ours = self.model.state_dict()
-        fits += [shapes(state["model"]) == shapes(ours)]
-        fits += [bool(p.isfinite().all()) for p in state["model"].values()]
+        yield all(isinstance(v, int | float) for row in state["rows"] for v in row.values())
+        yield all(type(row[key]) is int and row[key] > 0 for key in ("step", "tokens"))
+        yield type(row["seconds"]) is float and row["seconds"] >= 0
+        yield row["step"] < self.config.max_steps
+        yield type(state["threads"]) is int and 0 < state["threads"] <= 4096
+        yield state["dtype"] in (torch.float32, torch.bfloat16)
+        yield shapes(state["model"]) == shapes(self.model.state_dict())
+        yield all(p.isfinite().all() for p in state["model"].values())
         kinds = {"momentum"}, {"step", "exp_avg", "exp_avg_sq"}  # of Muon, of AdamW
         for optimizer, saved, keys in zip(self.optimizers, state["optimizers"], kinds, strict=True):
             weights = [p for group in optimizer.param_groups for p in group["params"]]
-            fits += [kept.keys() == keys for kept in saved.values()]
+            yield saved.keys() == {i for i, p in enumerate(weights) if p.requires_grad}
             for i, kept in saved.items():
-                expected = {key: () if key == "step" else weights[i].shape for key in keys}
-                fits += [shapes(kept) == {k: (s, torch.float32) for k, s in expected.items()}]
-        if not all(fits):
-            raise ValueError
-        return row
+                like = {k: torch.zeros(()) if k == "step" else weights[i] for k in keys}
+                yield shapes(kept) == shapes(like)
+                yield all(p.isfinite().all() for p in kept.values())
 
 
 def shapes(weights):
-    return {name: (p.shape, p.dtype) for name, p in weights.items()}
+    return {name: (p.shape, p.dtype, p.is_contiguous()) for name, p in weights.items()}
 
 
 class CtrlC:
     """Inside this context, the first Ctrl-C only sets .pressed. The second one stops at once."""
 
+    pressed = False
+
     def __enter__(self):
-        self.pressed, self.before = False, signal.signal(signal.SIGINT, self.note)
+        self.before = signal.signal(signal.SIGINT, self.note)
         return self
 
     def note(self, *_):
         self.pressed = True
         one_process = not dist.is_initialized()
-        if processes()[0] == 0:
-            second = " (A second Ctrl-C stops at once, without saving.)" if one_process else ""
-            text = f"\nSaving, then stopping, within {LOG_EVERY} steps.{second}\n"
-            with suppress(OSError):  # nobody may be reading any more
-                os.write(2, text.encode())  # print would fail if the signal came during a print
         if one_process:  # torchrun repeats a Ctrl-C to processes that have already seen it
             signal.signal(signal.SIGINT, self.before)
+        if processes()[0] == 0:
+            second = " (A second Ctrl-C stops at once, without saving.)" if one_process else ""
+            text = f"\nStopping within {LOG_EVERY} steps.{second}\n"
+            with suppress(OSError):  # nobody may be reading any more
+                os.write(2, text.encode())  # print would fail if the signal came during a print
 
     def __exit__(self, *_):
         signal.signal(signal.SIGINT, self.before)

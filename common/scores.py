@@ -3,7 +3,6 @@ Scores of models on the embedded world, for compare.py, and pairs of their own a
 """
 
 import json
-import os
 
 import torch
 
@@ -149,10 +148,6 @@ def write_own_pairs(tuned, folder, path, seed, grade=None):
     if not questions:
         todo = "run python pretrain.py again"
         raise InputError(folder / "train.jsonl", 'no question has a "typed" prompt', todo)
-    previous = path.with_name(f"{path.stem}.previous{path.suffix}")
-    if path.exists():
-        print(f"There are pairs in {path}. This run will keep them as {previous}.")
-        print(f"(To train on them as they are, use --data {path}.)")
     held_out, grade = world.held_out_finder(folder), grade or world.Scorer().grade
     prompts = [question["typed"] for question in questions]
     graded, progress = [{} for _ in questions], Progress("sampling answers", SAMPLES)
@@ -175,6 +170,3 @@ def write_own_pairs(tuned, folder, path, seed, grade=None):
         raise InputError(tuned.path, what, "give your own pairs: --data FILE")
     with writing(path, "w") as file:
         file.writelines(lines)
-        if path.exists():
-            file.flush()  # so a full disk raises before we move the old file
-            os.replace(path, previous)

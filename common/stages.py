@@ -69,7 +69,8 @@ def check_pair(base, tuned):
     if tuned.tokenizer.state() != base.tokenizer.state():
         what = f"its vocabulary differs from that of {base.path}"
         raise InputError(tuned.path, what, "run python sft.py again")
-    prompts = tuned.about.get("examples") or []
+    prompts = tuned.about.get("examples")
+    prompts = [] if prompts is None else prompts
     if not isinstance(prompts, list) or not all(isinstance(p, str) and p.strip() for p in prompts):
         what = "its examples are not a list of prompts"
         raise InputError(tuned.path, what, "run python sft.py again")

@@ -5,6 +5,7 @@ What a base model reads (your own files, or the embedded world), and the model's
 import hashlib
 import itertools
 import json
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,8 +58,14 @@ class Corpus:
 
     def write_world(self):
         """Write the embedded world, if it is one, once its model is finished."""
-        if self.world:
-            world.write(self.world, *self.place)
+        if not self.world:
+            return
+        folder, fingerprint = self.place
+        if not world.is_ours(folder, self.world):  # it was changed during the training
+            kept = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}")
+            print(f"\n{folder} was changed while this ran. We keep it as {kept}.")
+            folder.rename(kept)
+        world.write(self.world, folder, fingerprint)
 
 
 def read_corpus(paths, seed):

@@ -183,6 +183,7 @@ bad_pairs("cut off", CHOICE + CHOICE[:30], " line 2: broken JSON")
 bad_pairs("in an array, with a number", f"[{CHOICE}, 5]", " entry 2: a pair must be an object")
 bad_pairs("too long", CHOICE.replace("b", "b " * 500), f": no pair fits {BLOCK} tokens")
 TURNS = [{"role": role, "content": role[0]} for role in ("user", "assistant", "user")]
+UNLEARNED = [*TURNS, {"role": "assistant", "content": "c", "weight": 0}]
 for line, complaint in rows(
     f"""
     "hello" -> a pair must be an object with "prompt", "chosen" and "rejected"
@@ -203,6 +204,7 @@ for line, complaint in rows(
     {{"prompt": "a", "chosen": [], "rejected": "c"}} -> the assistant says nothing
     {{"prompt": "a", "chosen": {json.dumps(TURNS)}, "rejected": "c"}} -> "chosen" must end with an
     {{"prompt": "a", "chosen": {json.dumps(TURNS[:2])}, "rejected": "c"}} -> the two conversations
+    {{"chosen": {json.dumps(UNLEARNED)}, "rejected": {json.dumps(TURNS)}}} -> "chosen" must end
     """
 ):
     bad_pairs(line, CHOICE + line, f" line 2: {complaint}")
@@ -265,6 +267,29 @@ def with_nan(out):
     return state
 
 
+def repeated(out):
+    """A file of 20 kB whose weights would take 40 GB."""
+    state = torch.load(out / "base.pt", weights_only=True)
+    n_vocab, n_embd = state["weights"]["embed.weight"].shape
+    state["weights"]["embed.weight"] = torch.zeros(1).expand(n_vocab, 10**10 // n_vocab)
+    return state
+
+
+def with_a_flipped_bit(out):
+    """In the first weights: torch.load would not notice."""
+    weights = torch.load(out / "base.pt", weights_only=True)["weights"]["embed.weight"]
+    content = bytearray((out / "base.pt").read_bytes())
+    content[content.index(weights.numpy().tobytes()[:64])] ^= 1
+    return bytes(content)
+
+
+def nested(out):
+    about = []
+    for _ in range(100_000):
+        about = [about]
+    return {**torch.load(out / "base.pt", weights_only=True), "trained_on": {"files": about}}
+
+
 class Payload:
     """A pickle that opens a file when it is loaded."""
 
@@ -280,6 +305,9 @@ BASES = {
     "empty": (b"", UNREADABLE),
     "a text": (b"hello", UNREADABLE),
     "truncated": (cut("base.pt", 5000), UNREADABLE),
+    "with a flipped bit": (with_a_flipped_bit, UNREADABLE),
+    "with 100,000 levels": (nested, UNREADABLE),
+    "with a number repeated": (repeated, f"{MISFIT} (ValueError: the weights are larger than"),
     "with a payload": ({"config": Payload()}, UNREADABLE),
     "a FIFO": (FIFO, "base.pt: not a regular file"),
     "a loop of links": (LOOP, "base.pt: no such checkpoint"),
@@ -372,6 +400,9 @@ bad_tuned("none", None, "no such checkpoint; make it with python sft.py")
 bad_tuned("a FIFO", FIFO, "not a regular file")
 bad_tuned("a base model", good("base.pt"), "this is a base model")
 bad_tuned("of another vocabulary", with_merges(swap_two, "sft.pt"), "its vocabulary differs from")
+bad_tuned(
+    "with a tensor to show", changed("sft.pt", examples=torch.ones(3)), "its examples are not"
+)
 bad_tuned("with a number to show", changed("sft.pt", examples=[1]), "its examples are not a list")
 GIVEN, ASKED = "compare --base {tmp}/base.pt", "compare --base {tmp}/base.pt --ask a"
 case("compared with another base model", GIVEN, "sft.pt: was tuned from another base", OTHER_BASE)

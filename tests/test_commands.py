@@ -322,7 +322,7 @@ def test_a_run_that_is_killed_while_it_writes_the_world_resumes(tmp_path, monkey
     pretrain.main([*arguments, "--seed", "2"])
     written = []
 
-    def cut_off(path, mode="wb"):
+    def cut_off(path, mode):
         written.append(path)
         if len(written) == 4:
             raise SystemExit(137)
@@ -357,6 +357,26 @@ def test_files_of_your_own_in_the_world_are_never_replaced(tmp_path, monkeypatch
     with open(mine.with_name("sft.jsonl"), "a", encoding="utf-8") as file:
         file.write("mine\n")
     assert is_refused() and mine.with_name("sft.jsonl").read_bytes().endswith(b"mine\n")
+
+
+def test_a_world_that_you_change_during_the_training_is_kept(tmp_path, monkeypatch, capsys):
+    make_world_small(monkeypatch)
+    arguments = ["--out", str(tmp_path / "a"), "--device", "cpu", *SIZES, "--max_steps", "10"]
+    pretrain.main(arguments)
+    mine, real = tmp_path / "a" / "world" / "sft.jsonl", pretrain.micro_batches
+
+    def micro_batches(*arguments):
+        mine.write_text("mine", encoding="utf-8")
+        return real(*arguments)
+
+    monkeypatch.setattr(pretrain, "micro_batches", micro_batches)
+    pretrain.main([*arguments, "--seed", "2"])
+    (kept,) = (tmp_path / "a").glob("world.*")
+    assert f"{mine.parent} was changed while this ran. We keep it as {kept}." in (
+        capsys.readouterr().out
+    )
+    assert (kept / "sft.jsonl").read_text(encoding="utf-8") == "mine"
+    assert world_of(read_checkpoint(tmp_path / "a" / "base.pt")) == mine.parent
 
 
 @pytest.mark.parametrize("name", ["train.jsonl", "dev.jsonl", "test.jsonl", "smalltalk.jsonl"])

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from unittest.mock import Mock
 
 import pytest
 import torch
 
+import common.run
 import compare
 import dpo
 from common import scores
@@ -199,6 +201,29 @@ def test_resume_keeps_the_pairs(third_stage, tmp_path, monkeypatch):
         dpo.main(["--out", str(out), "--device", "cpu", "--max_steps", "30", "--resume"])
     pairs = (third_stage / "world" / "pairs.jsonl").read_bytes()
     assert (out / "world" / "pairs.jsonl").read_bytes() == pairs
+
+
+def test_a_stopped_run_keeps_its_pairs(third_stage, tmp_path, monkeypatch, capsys):
+    """Another run samples others, and is stopped before it saves, or fails."""
+    out, pairs = tmp_path / "out", tmp_path / "out" / "world" / "pairs.jsonl"
+    shutil.copytree(third_stage, out)
+    arguments = ["--out", str(out), "--device", "cpu", "--max_steps", "40"]
+    with monkeypatch.context() as patch:
+        patch.setattr(common.run, "SAVE_EVERY", 0)
+        patch.setattr(common.run, "save", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(SystemExit):
+            dpo.main([*arguments, "--seed", "2"])
+    ours = pairs.read_bytes()
+    before = (third_stage / "world" / "pairs.jsonl").read_bytes()
+    assert ours != before == (out / "world" / "pairs.previous.jsonl").read_bytes()
+    assert f"{pairs}. This run will keep it as {out / 'world' / 'pairs.previous.jsonl'}" in (
+        capsys.readouterr().out
+    )
+    with pytest.raises(SystemExit):
+        dpo.main([*arguments, "--seed", "3", "--lr", "1e6", "--embed_lr", "1e6"])
+    assert "the loss is nan" in capsys.readouterr().err and pairs.read_bytes() == ours
+    dpo.main([*arguments, "--seed", "2", "--resume"])
+    assert pairs.read_bytes() == ours
 
 
 def test_few_pairs_are_enough(third_stage, tmp_path, capsys):

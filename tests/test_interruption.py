@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import common.run
+import compare
 import dpo
 import pretrain
 import sft
@@ -117,6 +118,21 @@ def test_ctrl_c_in_the_last_steps(stage, stages, tmp_path, monkeypatch, capsys):
     assert not list((tmp_path / "a").glob("*.resume.pt"))
 
 
+def test_ctrl_c_while_the_model_is_written(stages, tmp_path, monkeypatch, capsys):
+    main, arguments, made = stages["pretrain"]
+    real = common.run.save
+
+    def save(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        real(*arguments)
+
+    monkeypatch.setattr(common.run, "save", save)
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "--max_steps", "15", "--out", str(tmp_path / "a")])
+    assert stopped.value.code == 130 and compare.load(tmp_path / "a" / made)
+    assert "Finished: the model is in" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -125,6 +141,7 @@ def test_ctrl_c_in_the_last_steps(stage, stages, tmp_path, monkeypatch, capsys):
         {"model": []},
         {"optimizers": []},
         {"optimizers": [{0: {}}, {}]},
+        {"optimizers": [{}, {}]},
         {"optimizers": [{99: {"momentum": torch.zeros(1)}}, {}]},
         {"optimizers": [{0: {"momentum": torch.zeros(3)}}, {}]},
         {"threads": 0},
@@ -134,6 +151,8 @@ def test_ctrl_c_in_the_last_steps(stage, stages, tmp_path, monkeypatch, capsys):
         {"rows": 5},
         {"rows": [{"step": "x", "tokens": 1, "seconds": 1.0}]},
         {"rows": [{"step": 10**9, "tokens": 1, "seconds": 1.0}]},
+        {"rows": [{"step": 35, "tokens": 1, "seconds": 1.0}]},
+        {"rows": [{"step": 10, "loss": "x"}, {"step": 20, "tokens": 1, "seconds": 1.0}]},
         {"rows": [5, {"step": 10, "tokens": 1, "seconds": 1.0}]},
     ],
     ids=str,
@@ -152,6 +171,23 @@ def test_an_edited_resume_file(changes, stages, tmp_path, monkeypatch, capsys):
         main([*arguments, "--resume"])
     assert stopped.value.code == 2
     assert capsys.readouterr().err.startswith(f"error: {unfinished}: its parts do not fit together")
+
+
+def test_a_resume_file_that_repeats_one_number(stages, tmp_path, monkeypatch, capsys):
+    """Its shapes are right, but AdamW would write beyond it."""
+    main, arguments, _ = stages["pretrain"]
+    arguments += ["--max_steps", "35", "--out", str(tmp_path / "a")]
+    ctrl_c_at(monkeypatch, 3)
+    with pytest.raises(SystemExit):
+        main(arguments)
+    unfinished = tmp_path / "a" / "pretrain.resume.pt"
+    state = torch.load(unfinished, weights_only=True)
+    kept = state["optimizers"][1][0]
+    kept["exp_avg"] = torch.zeros(1).expand(kept["exp_avg"].shape)
+    torch.save(state, unfinished)
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "--resume"])
+    assert stopped.value.code == 2 and "its parts do not fit" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["base.pt", "pretrain.jsonl", "val.bin"])

@@ -137,6 +137,6 @@ def is_ours(folder, made):
     """Whether write() may write to a folder: all that it would replace is as we wrote it."""
     paths, stamp = files_of(made, folder), folder / "sha256"
     if not any(path.exists() for path in paths):
-        return True
+        return not folder.is_file()
     found = stamp.read_text(encoding="utf-8", errors="replace") if stamp.is_file() else ""
     return found == UNFINISHED or found.endswith(f" {sha256_of(*paths)}")
