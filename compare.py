@@ -133,6 +133,9 @@ def show(models, out, side="test"):
         file.write(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     with writing(out / "report.html", "w") as file:
         file.write(html)
+    if "val_loss" not in results.get("base", {}):
+        why = "is missing, or was made from another text"
+        print(f"\nWithout losses on plain text: {base.path.with_name('val.bin')} {why}.")
     print(f"\nWrote {out / 'comparison.json'} ({time.perf_counter() - started:.0f} s).")
     print(f"Wrote {out / 'report.html'}: open it in a browser.")
     more = f" --out {out}" if out != Path("out") else ""

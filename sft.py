@@ -76,12 +76,12 @@ def encode(example, tokenizer, block_size=None):
     """A conversation as {"input_ids", "labels"}, two lists, or None if nothing is left to learn.
 
     If the conversation is longer than block_size, we drop its oldest questions and answers until it
-    fits. A system message stays. Raises ValueError if malformed or if the assistant says nothing.
+    fits. A system message stays. Raises ValueError if malformed, or without any answer to learn.
     """
     messages = as_messages(example)
     input_ids, supervised = encode_chat(messages, tokenizer)
     if not any(supervised):
-        raise ValueError("the assistant says nothing, so there is nothing to learn")
+        raise ValueError("there is no answer to learn from")
     system = [message for message in messages[:1] if message["role"] == "system"]
     turns = messages[len(system) :]
     if block_size:  # a message takes at least three tokens, so we know how many can't fit

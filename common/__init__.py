@@ -9,7 +9,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # idle threads free the CPU fo
 
 
 def show_error(kind, error, traceback):
-    """One line for Ctrl-C while the imports are running, and else what Python shows."""
+    """One line for Ctrl-C, even while the imports are running. Else, what Python shows."""
     if issubclass(kind, KeyboardInterrupt):
         print("\nInterrupted.", file=sys.stderr)
     else:

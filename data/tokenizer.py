@@ -41,7 +41,7 @@ LONGEST_RUN = 4096  # characters without white space; tiktoken is slow on longer
 BORDER = re.compile(r"\s\S|\S\s")
 SAMPLE = 8_000_000  # characters to learn merges from; more text changes few merges
 PARTS = PATTERN.replace("+", "{1,32}")  # to learn from; without spaces, a text is one long word
-MOST_WORDS = 50_000  # different ones, the most frequent; learning takes as long as they are
+MOST_WORDS = 50_000  # different ones, the most frequent; with more, learning takes longer
 
 
 def learn_merges(texts, n_merges):
@@ -70,7 +70,7 @@ def learn_merges(texts, n_merges):
     id_of = {token: i for i, token in enumerate(tokens)}
     while len(tokens) < 256 + n_merges and heap:
         n, pair = heapq.heappop(heap)
-        if n == 0 or -n != pair_count[pair]:
+        if -n != pair_count[pair]:
             continue  # a stale entry: the pair was pushed again when its count changed
         joined = tokens[pair[0]] + tokens[pair[1]]
         if joined not in id_of:  # "a" + "bc" and "ab" + "c" are the same token

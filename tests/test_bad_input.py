@@ -154,7 +154,7 @@ for line, complaint in rows(
 for turns, complaint in rows(
     """
     [["user", 5], ["assistant", "b"]] -> message 1 (user) must have text in it
-    [["user", "a"]] -> the assistant says nothing
+    [["user", "a"]] -> there is no answer
     [["bot", "a"]] -> message 1 has the unknown role 'bot'
     [[["user"], "a"]] -> message 1 has the unknown role
     [["assistant", "a"], ["user", "b"]] -> user and assistant must take turns
@@ -201,7 +201,7 @@ for line, complaint in rows(
     {{"prompt": [], "chosen": "b", "rejected": "c"}} -> user and assistant must take turns
     {{"prompt": ["a"], "chosen": "b", "rejected": "c"}} -> message 1 must be an object
     {{"prompt": "a", "chosen": ["b"], "rejected": "c"}} -> message 2 must be an object
-    {{"prompt": "a", "chosen": [], "rejected": "c"}} -> the assistant says nothing
+    {{"prompt": "a", "chosen": [], "rejected": "c"}} -> there is no answer
     {{"prompt": "a", "chosen": {json.dumps(TURNS)}, "rejected": "c"}} -> "chosen" must end with an
     {{"prompt": "a", "chosen": {json.dumps(TURNS[:2])}, "rejected": "c"}} -> the two conversations
     {{"chosen": {json.dumps(UNLEARNED)}, "rejected": {json.dumps(TURNS)}}} -> "chosen" must end

@@ -720,6 +720,13 @@ def test_a_validation_text_of_another_run_is_not_scored(found, tmp_path):
     assert "val_bpb" in compare.compare(load_stages(tmp_path))["base"]
 
 
+def test_it_says_that_there_is_no_validation_text(tmp_path, capsys):
+    write_pair(tmp_path)
+    run(tmp_path)
+    said = f"Without losses on plain text: {tmp_path / 'val.bin'} is missing, or was made from"
+    assert said in capsys.readouterr().out
+
+
 # -------------------------------------------------------------------------------------------------
 # What is shown
 

@@ -248,7 +248,7 @@ def test_11_a_pair_with_nothing_to_score_is_refused(tokenizer, tmp_path):
     for key, answer, complaint in (
         ("chosen", "", "must have text in it"),
         ("rejected", " \n", "must have text in it"),
-        ("rejected", [], "the assistant says nothing"),
+        ("rejected", [], "there is no answer"),
         ("chosen", talk, "must end with an answer of the assistant"),
     ):
         path = tmp_path / "pairs.jsonl"

@@ -193,9 +193,9 @@ def test_07_no_assistant_turn_is_an_error(tokenizer, tmp_path):
     path = tmp_path / "talks.jsonl"
     lines = [TALK, {"messages": [user("Kenya?")]}]
     path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    with pytest.raises(InputError, match="talks.jsonl line 2: the assistant says nothing"):
+    with pytest.raises(InputError, match="talks.jsonl line 2: there is no answer"):
         encode_all(read_json(path), tokenizer, 64, path)
-    with pytest.raises(ValueError, match="the assistant says nothing"):
+    with pytest.raises(ValueError, match="there is no answer"):
         sft_data_collator(lines, tokenizer)
 
 
