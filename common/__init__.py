@@ -7,6 +7,12 @@ import sys
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # idle threads free the CPU for others sooner
 
+for n in range(3):  # or the next file that we open would get the number of a closed stream
+    try:
+        os.fstat(n)
+    except OSError:
+        os.open(os.devnull, os.O_RDWR)
+
 
 def show_error(kind, error, traceback):
     """One line for Ctrl-C, even while the imports are running. Else, what Python shows."""

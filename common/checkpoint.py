@@ -7,6 +7,7 @@ A checkpoint is data. Loading it runs no code, so it is safe to open one from a 
 import dataclasses
 import hashlib
 import io
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import regex  # comes with tiktoken
 import torch
 
-from common.files import check_file, is_too_deep, previous, writing
+from common.files import check_file, is_too_deep, older, writing
 from common.messages import InputError, is_out_of_memory, readable
 from data.tokenizer import Tokenizer
 from data.world import read_questions, read_smalltalk
@@ -55,10 +56,12 @@ def save(checkpoint, keep=None):
 def read_torch(content, path):
     """torch.load for data only: nothing in the file is executed. content: the bytes of path."""
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as parts:
-            if parts.testzip():  # torch.load doesn't look at the checksums
+        with zipfile.ZipFile(io.BytesIO(content)) as parts, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd kinds of numbers
+            packed = any(part.compress_type for part in parts.infolist())
+            if packed or parts.testzip():  # torch.load doesn't look at the checksums
                 raise ValueError
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if is_too_deep(state):
             raise ValueError
         return state
@@ -103,7 +106,7 @@ def read_tokenizer(state):
     if len(set(merges)) < len(merges) or not {bytes([b]) for b in range(256)} <= set(merges):
         raise ValueError("a token occurs twice, or a byte has none")
     probe = "".join(map(chr, range(1, 127))) + " a word, 42 more.\n\n 앵무새 \u200b🦜"
-    found = [match[0] for match in regex.finditer(pattern, probe)]
+    found = [match[0] for match in regex.finditer(pattern, probe, timeout=1)]
     if "".join(found) != probe or "" in found:  # tiktoken would lose text, or crash
         raise ValueError("its pattern does not cut every text into words")
     return Tokenizer.from_state(state)
@@ -119,8 +122,9 @@ def rebuild(state, size):
         raise ValueError("the weights are larger than the file")  # it repeats one number
     if config.keys() != {field.name for field in dataclasses.fields(GPTConfig)}:
         raise ValueError(f"unexpected config: {', '.join(config)}")
-    if not all(type(size) is int for key, size in config.items() if key != "dropout"):
-        raise ValueError("sizes must be whole numbers")
+    whole = [type(size) is int for key, size in config.items() if key != "dropout"]
+    if not all(whole) or type(config["dropout"]) not in (int, float):
+        raise ValueError("sizes must be whole numbers, and dropout a number")
     if config["n_layer"] > len(weights) or config["block_size"] > LONGEST_BLOCK:
         raise ValueError("a size is too large")
     if config["block_size"] * config["n_embd"] // config["n_head"] > LARGEST_BLOCK:
@@ -186,6 +190,6 @@ def previous_of(path, settings):
         if key in before and len(str(before[key])) < 20
     ]
     made = f" (made with {', '.join(shown[:4])})" if shown else ""
-    keep = previous(path)
+    keep = older(path)
     print(readable(f"There is already a model in {path}{made}. This run will keep it as {keep}."))
     return keep

@@ -151,12 +151,19 @@ def parse_json(text, path, first_line, what_to_do):
 
 
 def is_too_deep(entry):
-    """Whether JSON, or what torch.load read, might reach Python's limit for recursion."""
-    level = [entry]
+    """Whether JSON, or what torch.load read, might reach Python's limit for recursion.
+
+    Also if two of its parts are one and the same, for then it may be far larger than its file.
+    """
+    level, seen = [entry], set()
     for _ in range(DEEPEST + 1):
         level = [child for value in level for child in children(value)]
         if not level:
             return False
+        inner = [id(value) for value in level if children(value)]
+        if not seen.isdisjoint(inner) or len(set(inner)) < len(inner):
+            return True
+        seen.update(inner)
     return True
 
 
@@ -225,13 +232,15 @@ def replace(new, path, keep=None):
     if keep and path.exists():
         os.replace(path, keep)
     os.replace(new, path)
-    with contextlib.suppress(OSError):  # Windows opens no folders
+    with contextlib.suppress(OSError):  # Windows opens no folders, and some systems flush none
         folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
-def previous(path):
+def older(path):
     """What we call a file that we keep although a new one takes its name."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
@@ -271,6 +280,8 @@ def lock(folder):
         what = f"another run writes here ({who})"
         raise InputError(folder, what, "wait until it ends, or choose another --out") from None
     except OSError as error:
+        if error.errno in (errno.ENOTSUP, errno.ENOLCK):  # no locks here, as on some network disks
+            return
         raise cannot_write(folder, error) from None
     LOCKS[key] = taken
 

@@ -73,7 +73,8 @@ def leave_with(code):
 
 def is_out_of_memory(error):
     said = ("out of memory", "can't allocate memory", "not enough memory")  # CUDA, Linux, Windows
-    return isinstance(error, MemoryError) or any(text in str(error) for text in said)
+    told = isinstance(error, RuntimeError) and any(text in str(error) for text in said)
+    return told or isinstance(error, MemoryError)
 
 
 def fail(message):

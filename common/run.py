@@ -18,15 +18,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from common.checkpoint import Checkpoint, previous_of, read_torch, save
 from common.device import precision, processes, say
-from common.files import (
-    lock,
-    previous,
-    refuse_overwriting,
-    remove_leftovers,
-    replace,
-    unlock,
-    writing,
-)
+from common.files import lock, older, refuse_overwriting, remove_leftovers, replace, unlock, writing
 from common.messages import InputError, Progress, is_out_of_memory
 
 STARTED = time.perf_counter()
@@ -66,15 +58,15 @@ class Run:
         self.new = new or {}
         outputs = [*(self.out / name for name in outputs), self.path, self.log, self.unfinished]
         refuse_overwriting(inputs, outputs)
-        for path in outputs:
+        for path in (*outputs, older(self.path)):
             if path.is_dir():
                 raise InputError(path, "is a folder, but we write a file here", "move the folder")
         if self.rank == 0:
             lock(self.out)
-            remove_leftovers(outputs)
+            remove_leftovers([*outputs, *self.new])
             self.keep = previous_of(self.path, self.about)
             for name in filter(Path.exists, self.new.values()):
-                say(f"There is already a file {name}. This run will keep it as {previous(name)}.")
+                say(f"There is already a file {name}. This run will keep it as {older(name)}.")
 
     # What the training loop calls
 
@@ -244,7 +236,7 @@ class Run:
         }
         with writing(self.unfinished) as file:
             torch.save(state, file)
-        self.adopt()
+            self.adopt()
         self.write_log()
         self.saved_at, self.earlier = time.perf_counter(), False
 
@@ -252,7 +244,7 @@ class Run:
         """Give the new files their names. An earlier one of that name is kept under another."""
         for path, name in self.new.items():
             if path.exists():
-                replace(path, name, previous(name))
+                replace(path, name, older(name))
 
     def load(self):
         if not self.unfinished.is_file():
@@ -294,12 +286,13 @@ class Run:
     def parts_fit(self, state):
         """Yield bools: whether each part of a state is what save() writes. May raise anything."""
         row = state["rows"][-1]
-        json.dumps(state["rows"])
+        yield type(state["rows"]) is list
         yield all(isinstance(v, int | float) for row in state["rows"] for v in row.values())
+        json.dumps(state["rows"])
         yield all(type(row[key]) is int and row[key] > 0 for key in ("step", "tokens"))
-        yield type(row["seconds"]) is float and row["seconds"] >= 0
+        yield type(row["seconds"]) is float and 0 <= row["seconds"] < math.inf
         yield row["step"] < self.config.max_steps
-        yield type(state["threads"]) is int and 0 < state["threads"] <= 4096
+        yield type(state["threads"]) is int and 0 < state["threads"] <= 1024
         yield state["dtype"] in (torch.float32, torch.bfloat16)
         yield shapes(state["model"]) == shapes(self.model.state_dict())
         yield all(p.isfinite().all() for p in state["model"].values())

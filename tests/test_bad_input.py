@@ -4,11 +4,13 @@ nothing is lost. Then inputs that look odd but are fine.
 """
 
 import builtins
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -283,6 +285,26 @@ def with_a_flipped_bit(out):
     return bytes(content)
 
 
+def shared(out):
+    """40 lists that hold 2**40 of each other."""
+    about = []
+    for _ in range(40):
+        about = [about, about]
+    return {**torch.load(out / "base.pt", weights_only=True), "extra": about}
+
+
+def zipped(out):
+    """The same, but a packed file may be tiny and take gigabytes."""
+    packed = io.BytesIO()
+    with (
+        zipfile.ZipFile(out / "base.pt") as file,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as other,
+    ):
+        for name in file.namelist():
+            other.writestr(name, file.read(name))
+    return packed.getvalue()
+
+
 def nested(out):
     about = []
     for _ in range(100_000):
@@ -306,6 +328,8 @@ BASES = {
     "a text": (b"hello", UNREADABLE),
     "truncated": (cut("base.pt", 5000), UNREADABLE),
     "with a flipped bit": (with_a_flipped_bit, UNREADABLE),
+    "with 2**40 lists": (shared, UNREADABLE),
+    "in a packed archive": (zipped, UNREADABLE),
     "with 100,000 levels": (nested, UNREADABLE),
     "with a number repeated": (repeated, f"{MISFIT} (ValueError: the weights are larger than"),
     "with a payload": ({"config": Payload()}, UNREADABLE),
@@ -327,6 +351,8 @@ BASES = {
     "with minus one head": (changed_part("config", n_head=-1), MISFIT),
     "with a text for a size": (changed_part("config", block_size="64"), MISFIT),
     "with a dropout of NaN": (changed_part("config", dropout=float("nan")), MISFIT),
+    "with a tensor for dropout": (changed_part("config", dropout=torch.tensor(0.1)), MISFIT),
+    "with an odd size": (changed_part("config", **{"out of memory": 1}), MISFIT),
     "with a text for dropout": (changed_part("config", dropout="much"), MISFIT),
     "without n_head": (changed_part("config", n_head=None), MISFIT),  # any number would fit
     "without dropout": (changed_part("config", dropout=None), MISFIT),
@@ -345,6 +371,10 @@ BASES = {
     "with a pattern that matches nothing": (changed_part("tokenizer", pattern="(?!)"), MISFIT),
     "with a pattern that loses text": (changed_part("tokenizer", pattern=r"\p{L}+"), MISFIT),
     "with a broken pattern": (changed_part("tokenizer", pattern="("), MISFIT),
+    "with a pattern that never ends": (
+        changed_part("tokenizer", pattern=r"(?:[ -~]|[ -~])+\x00|[\s\S]"),
+        MISFIT,
+    ),
     "with a number for a pattern": (changed_part("tokenizer", pattern=5), MISFIT),
 }
 for name, (content, complaint) in BASES.items():

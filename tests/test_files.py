@@ -1,5 +1,6 @@
 """Files: what we refuse to read, what we never overwrite, and damaged token files."""
 
+import errno
 import json
 import os
 import secrets
@@ -156,6 +157,15 @@ def test_writing_follows_no_link(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="File exists"), writing(tmp_path / "a", "w") as file:
         file.write("new")
     assert (tmp_path / "mine").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_disk_without_locks_can_be_used(tmp_path, monkeypatch):
+    def acquire(*_, **__):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("common.files.FileLock.acquire", acquire)
+    lock(tmp_path)
+    unlock(tmp_path)
 
 
 def test_one_process_at_a_time(tmp_path):

@@ -133,6 +133,30 @@ def test_ctrl_c_while_the_model_is_written(stages, tmp_path, monkeypatch, capsys
     assert "Finished: the model is in" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="these streams are POSIX's")
+def test_ctrl_c_with_closed_streams_stays_out_of_the_model(stages, tmp_path):
+    """The next file that is opened would get the number of a closed stream."""
+    _, arguments, made = stages["pretrain"]
+    arguments = [*arguments, "--max_steps", "15", "--out", str(tmp_path / "a")]
+    code = """
+import common, signal, sys, torch, pretrain
+real = torch.save
+def save(state, file):
+    signal.raise_signal(signal.SIGINT)
+    real(state, file)
+torch.save = save
+pretrain.main(sys.argv[1:])
+"""
+
+    def close():
+        for stream in (1, 2):
+            os.close(stream)
+
+    command = [sys.executable, "-c", code, *arguments]
+    assert subprocess.run(command, cwd=ROOT, preexec_fn=close).returncode == 130
+    assert compare.load(tmp_path / "a" / made)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -145,7 +169,7 @@ def test_ctrl_c_while_the_model_is_written(stages, tmp_path, monkeypatch, capsys
         {"optimizers": [{99: {"momentum": torch.zeros(1)}}, {}]},
         {"optimizers": [{0: {"momentum": torch.zeros(3)}}, {}]},
         {"threads": 0},
-        {"threads": 10**9},
+        {"threads": 4096},
         {"dtype": torch.int8},
         {"rows": []},
         {"rows": 5},
@@ -153,6 +177,8 @@ def test_ctrl_c_while_the_model_is_written(stages, tmp_path, monkeypatch, capsys
         {"rows": [{"step": 10**9, "tokens": 1, "seconds": 1.0}]},
         {"rows": [{"step": 35, "tokens": 1, "seconds": 1.0}]},
         {"rows": [{"step": 10, "loss": "x"}, {"step": 20, "tokens": 1, "seconds": 1.0}]},
+        {"rows": ({"step": 20, "tokens": 1, "seconds": 1.0},)},
+        {"rows": [{"step": 20, "tokens": 1, "seconds": float("inf")}]},
         {"rows": [5, {"step": 10, "tokens": 1, "seconds": 1.0}]},
     ],
     ids=str,
