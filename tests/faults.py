@@ -366,19 +366,17 @@ def power_cuts_of(bench, stage):
 
 def streams(bench):
     """Nobody reads the output, or it is full or closed. Then Ctrl-C, which must save as ever."""
+    cases = 2 * ("pipe", "full", "full stderr", "no stdout", "no stderr", "neither")
     for stage in MADE:
-        for i in range(10):
-            out, where = (
-                bench.new(),
-                ("pipe", "full", "full stderr", "no stdout", "no stderr")[i % 5],
-            )
-            opened = open("/dev/full", "w")
+        for where in cases:
+            out, opened = bench.new(), open("/dev/full", "w")
             given = {
                 "pipe": dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT),
                 "full": dict(stdout=opened, stderr=opened),
                 "full stderr": dict(stderr=opened),
                 "no stdout": dict(preexec_fn=lambda: os.close(1)),
                 "no stderr": dict(preexec_fn=lambda: os.close(2)),
+                "neither": dict(preexec_fn=lambda: os.closerange(1, 3)),
             }[where]
             env = {**os.environ, "PYTHONUNBUFFERED": ""}
             process = bench.start(ONCE, stage, out, "--max_steps", "100000", env=env, **given)
