@@ -235,7 +235,7 @@ class Run:
             "about": self.about,
         }
         with writing(self.unfinished) as file:
-            torch.save(state, file)
+            torch.save(state, file)  # flushes: a full disk shows here, before a file moves
             self.adopt()
         self.write_log()
         self.saved_at, self.earlier = time.perf_counter(), False

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from unittest.mock import Mock
 
 import pytest
@@ -21,6 +22,7 @@ from data.world import tables
 from data.world.scorer import Scorer
 from dpo import dpo_data_collator, encode_pair
 from model import GPTConfig
+from test_interruption import FileSizeLimit
 
 PAIR = {"prompt": "Kenya?", "chosen": "The capital is Nairobi.", "rejected": "Lima."}
 
@@ -207,7 +209,7 @@ def test_a_stopped_run_keeps_its_pairs(third_stage, tmp_path, monkeypatch, capsy
     """Another run samples others, and is stopped before it saves, or fails."""
     out, pairs = tmp_path / "out", tmp_path / "out" / "world" / "pairs.jsonl"
     shutil.copytree(third_stage, out)
-    arguments = ["--out", str(out), "--device", "cpu", "--max_steps", "40"]
+    arguments = ["--out", str(out), "--device", "cpu", "--max_steps", "20"]
     with monkeypatch.context() as patch:
         patch.setattr(common.run, "SAVE_EVERY", 0)
         patch.setattr(common.run, "save", Mock(side_effect=KeyboardInterrupt))
@@ -222,6 +224,13 @@ def test_a_stopped_run_keeps_its_pairs(third_stage, tmp_path, monkeypatch, capsy
     with pytest.raises(SystemExit):
         dpo.main([*arguments, "--seed", "3", "--lr", "1e6", "--embed_lr", "1e6"])
     assert "the loss is nan" in capsys.readouterr().err and pairs.read_bytes() == ours
+    if sys.platform != "win32":  # the disk is full in the last bytes of the state
+        monkeypatch.setattr(common.run, "SAVE_EVERY", 0)
+        size = (out / "dpo.resume.pt").stat().st_size
+        with FileSizeLimit(size - 100), pytest.raises(SystemExit):
+            dpo.main([*arguments, "--seed", "3"])
+        assert "dpo.resume.pt: cannot be written" in capsys.readouterr().err
+        assert pairs.read_bytes() == ours
     dpo.main([*arguments, "--seed", "2", "--resume"])
     assert pairs.read_bytes() == ours
 
