@@ -31,7 +31,7 @@ import pretrain
 import sft
 from conftest import ROOT
 from data import world
-from long import log_rows
+from long import contents, log_rows, same_weights
 
 MAINS = {"pretrain": pretrain.main, "sft": sft.main, "dpo": dpo.main, "compare": compare.main}
 MADE = {"pretrain": "base.pt", "sft": "sft.pt", "dpo": "dpo.pt"}
@@ -139,12 +139,6 @@ def saved_step(path):
     return torch.load(path, weights_only=True)["rows"][-1]["step"] if path.exists() else 0
 
 
-def contents(folder):
-    """{path: bytes} of all files but the locks."""
-    paths = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".lock")]
-    return {path: path.read_bytes() for path in paths}
-
-
 def call(main, arguments):
     said = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
@@ -158,17 +152,12 @@ def call(main, arguments):
     return code, "" if code == 0 else said.getvalue()
 
 
-def same_model(stage, a, b):
-    """Whether two folders have the same model, bit for bit."""
-    a, b = (torch.load(folder / MADE[stage], weights_only=True)["weights"] for folder in (a, b))
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
 def same(stage, a, b):
     """Whether two folders have the same model, the same log and the same world."""
     logs = [log_rows(folder / f"{stage}.jsonl") for folder in (a, b)]
     worlds = [list(contents(folder / "world").values()) for folder in (a, b)]
-    return same_model(stage, a, b) and logs[0] == logs[1] and worlds[0] == worlds[1]
+    model = same_weights(a / MADE[stage], b / MADE[stage])
+    return model and logs[0] == logs[1] and worlds[0] == worlds[1]
 
 
 def one_line(code, said):
@@ -247,7 +236,7 @@ def inputs(bench):
             before = path.read_bytes()
             code, said = bench.run(stage, out, "--resume")
             if code == 0:  # then nothing but a number in its log was another one
-                kept = same_model(stage, out, bench.whole)
+                kept = same_weights(out / MADE[stage], bench.whole / MADE[stage])
             else:
                 kept = path.read_bytes() == before
             yield one_line(code, said) and kept

@@ -32,6 +32,18 @@ def final_weights(path):
     return torch.load(path, weights_only=True)["weights"]
 
 
+def same_weights(a, b):
+    """Whether two checkpoints have the same weights, bit for bit."""
+    a, b = final_weights(a), final_weights(b)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def contents(folder):
+    """{path: bytes} of all files but the locks."""
+    paths = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".lock")]
+    return {path: path.read_bytes() for path in paths}
+
+
 def log_rows(path):
     """The rows of a log, without the times."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -141,8 +153,7 @@ def kills(folder):
         main([*arguments, "--out", str(whole)])
         arguments += ["--out", str(killed)]
         happened = run_and_kill(stage, arguments, killed / name, n_kills=20, seed=1)
-        a, b = final_weights(whole / name), final_weights(killed / name)
-        same = all(torch.equal(a[key], b[key]) for key in a)
+        same = same_weights(whole / name, killed / name)
         same &= log_rows(whole / f"{stage}.jsonl") == log_rows(killed / f"{stage}.jsonl")
         counts = {kind: happened.count(kind) for kind in sorted(set(happened))}
         verdict = "the same as without kills" if same else "NOT the same as without kills"

@@ -21,7 +21,7 @@ import sft
 from common.messages import InputError
 from common.run import Run
 from conftest import ROOT
-from long import final_weights, log_rows, run_and_kill
+from long import contents, log_rows, run_and_kill, same_weights
 from model import GPT, GPTConfig
 from pretrain import PretrainConfig, train
 
@@ -57,11 +57,6 @@ def stages(tmp_path):
         "sft": (sft.main, tuning, "sft.pt"),
         "dpo": (dpo.main, choosing, "dpo.pt"),
     }
-
-
-def same_weights(a, b):
-    a, b = final_weights(a), final_weights(b)
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def ctrl_c_at(monkeypatch, step):
@@ -292,11 +287,6 @@ def test_what_was_logged_after_the_last_save_is_cut(stages, tmp_path, monkeypatc
         main([*arguments, "--out", str(out), "--resume"])
         assert same_weights(tmp_path / "a" / made, out / made)
         assert log_rows(log) == log_rows(tmp_path / "a" / "pretrain.jsonl")
-
-
-def contents(folder):
-    paths = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".lock")]
-    return {path: path.read_bytes() for path in paths}
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo"])
